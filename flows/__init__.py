@@ -1,0 +1,1 @@
+"""The story: each Prefect flow readable aloud; no maths, no exception handling."""

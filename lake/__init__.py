@@ -1,0 +1,1 @@
+"""Raw records in, immutable snapshots out: Delta tables, quarantine and held-out rows."""

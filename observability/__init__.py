@@ -1,0 +1,1 @@
+"""Metrics, traces, audit and the load generator."""

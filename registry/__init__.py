@@ -1,0 +1,1 @@
+"""Model versions, their lineage and their digests, on MLflow."""

@@ -1,0 +1,1 @@
+"""The release state machine: ledger, steps, conductor, keeper and the KServe client."""

@@ -1,0 +1,1 @@
+"""The data plane: predictor, gateway and the one-machine KServe; each its own process."""

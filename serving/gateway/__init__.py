@@ -1,0 +1,1 @@
+"""One address for clients: draws the arm, balances inside it, counts per version."""

@@ -1,0 +1,1 @@
+"""The one-machine KServe control plane: REST, revisions as processes, traffic and status."""

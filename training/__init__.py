@@ -1,0 +1,1 @@
+"""From a snapshot to an adapter and a serving bundle."""

@@ -1,0 +1,1 @@
+"""Gates and judges: evidence in, verdicts out; opens no socket."""
