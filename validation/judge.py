@@ -1,0 +1,253 @@
+"""The anytime-valid canary judge: one betting test per metric, fed in the order of assignment.
+
+Knows requests (arm, latency, error, quality, block) and declared shares; knows no counters and no
+release. Guarantee at any peeking schedule: P(ever rolling back a canary within tolerance) <=
+alpha_rollback, P(ever promoting one out of tolerance) <= alpha_promote.
+"""
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.contracts import CanaryDecision, Figure
+from validation.sequential import DifferenceTest, ShareTest
+
+METRICS = ("errors", "latency", "blocks_up", "blocks_down", "quality")
+MetricName = Literal["errors", "latency", "blocks_up", "blocks_down", "quality"]
+
+
+class SequentialConfig(BaseModel):
+    """Tolerances, error rates and times of the judge."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha_rollback: float = Field(
+        0.01, gt=0, lt=1, description="chance of ever rolling back a canary within tolerance"
+    )
+    alpha_promote: float = Field(
+        0.05, gt=0, lt=1, description="chance of ever promoting a canary out of tolerance"
+    )
+    alpha_share: float = Field(
+        0.001, gt=0, lt=1, description="chance of a false alarm about the routing share"
+    )
+    error_tolerance: float = Field(0.005, ge=0, lt=1, description="allowed rise of the error share")
+    block_tolerance: float = Field(
+        0.005, ge=0, lt=1, description="allowed change of the share of blocked answers, both ways"
+    )
+    p95_ratio: float = Field(1.3, ge=1, description="allowed p95 latency, as a ratio to stable's")
+    quality_tolerance: float = Field(0.03, ge=0, lt=1, description="allowed fall of the mean score")
+    seconds_min: float = Field(900, ge=0, description="no promotion before this many seconds")
+    seconds_max: float = Field(86_400, gt=0, description="inconclusive after this many seconds")
+    restart_seconds: float = Field(900, gt=0, description="new bets against the canary this often")
+    window_requests: int = Field(15_000, ge=100, description="stable requests its p95 is read from")
+    refresh_requests: int = Field(600, ge=1, description="stable requests between two readings")
+    first_requests: int = Field(200, ge=20, description="stable requests before the first reading")
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One request, in the order of assignment. None is "not known"; `time_seconds` may step.
+
+    A request unanswered after its deadline is an error with an infinite latency.
+    """
+
+    time_seconds: float
+    canary: bool
+    latency_seconds: float | None
+    error: bool | None
+    quality: float | None = None
+    blocked: bool | None = None
+
+
+@dataclass(slots=True)
+class StableLatency:
+    """The running p95 of stable's latency, from earlier requests only, read every so often."""
+
+    config: SequentialConfig
+    threshold_seconds: float | None = None
+    _window: deque[float] = field(default_factory=deque)
+    _sorted: list[float] = field(default_factory=list)
+    _unread: int = 0
+
+    def add(self, latency_seconds: float) -> None:
+        """Take one stable request in; the threshold moves only at a reading."""
+        self._window.append(latency_seconds)
+        bisect.insort(self._sorted, latency_seconds)
+        if len(self._window) > self.config.window_requests:
+            oldest = self._window.popleft()
+            del self._sorted[bisect.bisect_left(self._sorted, oldest)]
+        self._unread += 1
+        wanted = self.config.refresh_requests
+        if self.threshold_seconds is None:
+            wanted = self.config.first_requests
+        if self._unread >= wanted:
+            self._unread = 0
+            self.threshold_seconds = self._sorted[math.ceil(0.95 * len(self._sorted)) - 1]
+
+
+@dataclass(slots=True)
+class Metric:
+    """One metric's test with its sample sizes."""
+
+    test: DifferenceTest
+    canary_requests: int = 0
+    stable_requests: int = 0
+    unknown: int = 0
+
+    def count(self, canary: bool, known: bool) -> None:
+        """Count one request of an arm, and whether its value was known."""
+        self.canary_requests += canary
+        self.stable_requests += not canary
+        self.unknown += not known
+
+
+class SequentialJudge:
+    """Feeds observations to the tests of the configured metrics and says what follows."""
+
+    def __init__(self, config: SequentialConfig, metrics: tuple[MetricName, ...]) -> None:
+        self.config = config
+        tolerances: Mapping[str, float] = {
+            "errors": config.error_tolerance,
+            "latency": 0.0,
+            "blocks_up": config.block_tolerance,
+            "blocks_down": config.block_tolerance,
+            "quality": config.quality_tolerance,
+        }
+        self.metrics = {name: Metric(DifferenceTest(tolerances[name])) for name in metrics}
+        self.share = ShareTest()
+        self.latency = StableLatency(config)
+        self.canary_requests = 0
+        self.requests = 0
+        self._quality_sum = 0.0
+        self._quality_count = 0
+        self._start_seconds: float | None = None
+        self._now_seconds = 0.0
+        self._restarts = 0
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds between the first observation and the latest; a clock stepping back adds 0."""
+        return 0.0 if self._start_seconds is None else self._now_seconds - self._start_seconds
+
+    def observe(self, seen: Observation, share: float) -> None:
+        """Feed one request drawn with the declared canary share; shares of 0 and 1 judge nothing."""
+        self._tick(seen.time_seconds)
+        if not 0.0 < share < 1.0:
+            self._learn(seen)
+            return
+        self.requests += 1
+        self.canary_requests += seen.canary
+        self.share.observe_counts(share, int(seen.canary), int(not seen.canary))
+        for name, metric in self.metrics.items():
+            self._feed(name, metric, seen, share)
+        self._learn(seen)
+
+    def decide(self) -> CanaryDecision:
+        """Say what the evidence allows now; may be called as often as wanted."""
+        threshold = math.log(len(self.metrics) / self.config.alpha_rollback)
+        for name, metric in self.metrics.items():
+            if metric.test.log_against >= threshold:
+                return self._decision("rollback", f"{name}: {_REASONS[name]}")
+        if self.share.log_against >= -math.log(self.config.alpha_share):
+            return self._decision("inconclusive", "the routing share is not the declared one")
+        goal = -math.log(self.config.alpha_promote)
+        missing = [name for name, item in self.metrics.items() if item.test.log_for < goal]
+        early = self.elapsed_seconds < self.config.seconds_min
+        if self.metrics and not missing and not early:
+            return self._decision("promote", "every metric is shown to be within its tolerance")
+        if self.elapsed_seconds >= self.config.seconds_max:
+            names = ", ".join(missing) or "none"
+            return self._decision("inconclusive", f"out of time; evidence still missing: {names}")
+        return self._decision("continue", _waiting_for(missing, early))
+
+    def _decision(
+        self, decision: Literal["continue", "promote", "rollback", "inconclusive"], reason: str
+    ) -> CanaryDecision:
+        return CanaryDecision(decision, reason, self.canary_requests, self._figures())
+
+    def _figures(self) -> dict[str, Figure]:
+        against = math.log(len(self.metrics) / self.config.alpha_rollback)
+        promoting = -math.log(self.config.alpha_promote)
+        found: dict[str, Figure] = {"share.log_evidence_mismatch": self.share.log_against}
+        for name, metric in self.metrics.items():
+            found |= {
+                f"{name}.log_evidence_rollback": metric.test.log_against,
+                f"{name}.log_threshold_rollback": against,
+                f"{name}.log_evidence_promote": metric.test.log_for,
+                f"{name}.log_threshold_promote": promoting,
+                f"{name}.canary_requests": metric.canary_requests,
+                f"{name}.stable_requests": metric.stable_requests,
+                f"{name}.unknown": metric.unknown,
+                f"{name}.tolerance": metric.test.tolerance,
+            }
+        return found
+
+    def _tick(self, time_seconds: float) -> None:
+        if not math.isfinite(time_seconds):
+            return
+        if self._start_seconds is None:
+            self._start_seconds = self._now_seconds = time_seconds
+        self._now_seconds = max(self._now_seconds, time_seconds)
+        due = int(self.elapsed_seconds // self.config.restart_seconds)
+        if due > self._restarts:
+            self._restarts = due
+            for metric in self.metrics.values():
+                metric.test.restart()
+
+    def _feed(self, name: str, metric: Metric, seen: Observation, share: float) -> None:
+        if name == "quality":
+            self._feed_quality(metric, seen, share)
+            return
+        if name == "latency" and self.latency.threshold_seconds is None:
+            return
+        badness = self._badness(name, seen)
+        if name == "blocks_down":
+            metric.test.observe(1 - share, not seen.canary, badness)
+        else:
+            metric.test.observe(share, seen.canary, badness)
+        metric.count(seen.canary, badness is not None)
+
+    def _badness(self, name: str, seen: Observation) -> float | None:
+        if name == "errors":
+            return None if seen.error is None else float(seen.error)
+        if name == "latency":
+            if seen.latency_seconds is None or math.isnan(seen.latency_seconds):
+                return None
+            ratio = self.config.p95_ratio if seen.canary else 1.0
+            return float(seen.latency_seconds > ratio * (self.latency.threshold_seconds or 0.0))
+        return None if seen.blocked is None else float(seen.blocked)
+
+    def _feed_quality(self, metric: Metric, seen: Observation, share: float) -> None:
+        if seen.quality is None or not 0.0 <= seen.quality <= 1.0:
+            return
+        badness = 1.0 - seen.quality
+        centre = self._quality_sum / self._quality_count if self._quality_count else 0.5
+        metric.test.observe(share, seen.canary, badness, centre)
+        metric.count(seen.canary, True)
+        self._quality_sum += badness
+        self._quality_count += 1
+
+    def _learn(self, seen: Observation) -> None:
+        """Use a request for later thresholds only after every test has bet on it."""
+        latency = seen.latency_seconds
+        if not seen.canary and latency is not None and not math.isnan(latency):
+            self.latency.add(latency)
+
+
+_REASONS = {
+    "errors": "the canary fails more requests than allowed",
+    "latency": "the canary's p95 is above the allowed ratio",
+    "blocks_up": "the canary's answers are blocked more often than stable's",
+    "blocks_down": "the canary's answers are blocked less often: its filter may be broken",
+    "quality": "the canary's answers score lower than allowed",
+}
+
+
+def _waiting_for(missing: list[str], early: bool) -> str:
+    parts = [f"evidence on {name}" for name in missing] + (["the shortest time"] if early else [])
+    return "waiting for " + (", ".join(parts) or "a first metric")
