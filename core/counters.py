@@ -4,6 +4,7 @@ Shared by whoever scrapes counters and whoever judges them; knows neither.
 """
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -70,12 +71,24 @@ def total(increases: Iterable[ArmIncrease]) -> ArmIncrease:
     found = list(increases)
     if not found:
         return NOTHING
-    columns = zip(*(item.latency_buckets for item in found), strict=True)
+    buckets = found[0].latency_buckets
+    for item in found[1:]:
+        buckets = tuple(map(operator.add, buckets, item.latency_buckets))
     return ArmIncrease(
         draws=sum(item.draws for item in found),
         requests=sum(item.requests for item in found),
         errors=sum(item.errors for item in found),
-        latency_buckets=tuple(sum(column) for column in columns),
+        latency_buckets=buckets,
+    )
+
+
+def difference(after: ArmIncrease, before: ArmIncrease) -> ArmIncrease:
+    """Return what was added to a running total between `before` and `after`."""
+    return ArmIncrease(
+        after.draws - before.draws,
+        after.requests - before.requests,
+        after.errors - before.errors,
+        tuple(map(operator.sub, after.latency_buckets, before.latency_buckets)),
     )
 
 
