@@ -32,8 +32,14 @@ PLAN: dict[int, dict[str, int]] = {
     1: {"orders": 500, "billing": 500, "account": 500},
     2: {"devices": 300, "orders": 100, "billing": 100, "account": 100},
     3: {"subscription": 300, "devices": 90, "orders": 80, "billing": 80, "account": 80},
-    4: {"stores": 180, "subscription": 80, "devices": 80, "orders": 80, "billing": 80, "account": 80},
-    5: {"stores": 300, "subscription": 80, "devices": 70, "orders": 60, "billing": 60, "account": 60},
+    4: {
+        "stores": 180, "subscription": 80, "devices": 80,
+        "orders": 80, "billing": 80, "account": 80,
+    },
+    5: {
+        "stores": 300, "subscription": 80, "devices": 70,
+        "orders": 60, "billing": 60, "account": 60,
+    },
     6: {
         "warranty": 260, "stores": 80, "subscription": 60, "devices": 60,
         "orders": 60, "billing": 60, "account": 60,
