@@ -53,6 +53,14 @@ class Record:
         return self.messages[-1].content
 
 
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row that the record contract refuses: its index in the checked list, and why."""
+
+    index: int
+    reason: str
+
+
 Answer = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
 """answer(prompts) -> answers, in the same order: how validation reaches a model without a socket."""
 
