@@ -5,6 +5,7 @@ Source: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by 
 2024); Ville's inequality bounds the probability that a fair bettor ever multiplies her stake by K.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from core.errors import InputError
 
 FRACTIONS: tuple[float, ...] = (0.9, 0.6, *(0.5 * 2.0**-power for power in range(1, 11)))
 """Bet sizes as fractions of the largest safe bet; the wealth is the mean over all of them."""
+PAY_OFFS_REMEMBERED = 4096  # 0/1 outcomes at a handful of shares give a handful of pay-offs
 
 
 def log_mean_exp(values: Sequence[float]) -> float:
@@ -163,5 +165,10 @@ def _multiply(log_wealth: list[float], pay_off: float, times: int) -> None:
     """Multiply each bettor's wealth by (1 + fraction x pay_off), `times` times over."""
     if times == 0:
         return
-    for index, fraction in enumerate(FRACTIONS):
-        log_wealth[index] += times * math.log1p(fraction * pay_off)
+    for index, gain in enumerate(_log_gains(pay_off)):
+        log_wealth[index] += times * gain
+
+
+@functools.lru_cache(maxsize=PAY_OFFS_REMEMBERED)
+def _log_gains(pay_off: float) -> tuple[float, ...]:
+    return tuple(math.log1p(fraction * pay_off) for fraction in FRACTIONS)
