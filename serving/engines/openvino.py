@@ -1,0 +1,258 @@
+"""The CPU engine: OpenVINO GenAI's continuous batching on a bundle's compiled graph.
+
+One thread alone speaks to the pipeline; it knows tickets, not requests or HTTP.
+"""
+
+import itertools
+import logging
+import random
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import InputError, UnavailableError
+from core.manifests import BundleManifest
+from serving.engines.engine import (
+    EngineLoad,
+    FinishReason,
+    GenerationRequest,
+    Piece,
+    Prompt,
+    Sampling,
+)
+from serving.engines.text import plain, special_tokens
+from serving.engines.ticket import Ticket
+from serving.predictor_config import PredictorConfig
+
+log = logging.getLogger("serin.openvino")
+
+WARM_UP_TOKENS = 4
+SEED_BITS = 32
+FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
+STOP_WAIT_SECONDS = 5.0
+DEFAULT_INFERENCE_PRECISION = "f32"
+"""Answers then agree with the reference on every CPU; a bundle may ask for bf16 by its settings."""
+
+
+@dataclass(slots=True)
+class _Work:
+    ticket: Ticket
+    handle: Any
+
+
+class OpenVinoEngine:
+    """Batches all answers in work into each step of one pipeline."""
+
+    name = "openvino"
+
+    def __init__(self, bundle: Path, manifest: BundleManifest, config: PredictorConfig) -> None:
+        self.context_length = manifest.context_length
+        self._folder = bundle / "openvino"
+        self._manifest = manifest
+        self._config = config
+        self._specials = special_tokens(bundle / "weights")
+        self._changed = threading.Condition()
+        self._arrived: list[Ticket] = []
+        self._active: dict[int, _Work] = {}
+        self._numbers = itertools.count(1)
+        self._cache_usage = 0.0
+        self._failure: UnavailableError | None = None
+        self._thread = threading.Thread(target=self._run, name="openvino-steps", daemon=True)
+
+    def start(self) -> None:
+        """Load the graph, make a few tokens so that the first request pays nothing, start."""
+        import openvino_genai
+
+        self._genai = openvino_genai
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.cache_size = self._config.cache_size_gb
+        scheduler.max_num_batched_tokens = self._config.batched_tokens_max
+        scheduler.max_num_seqs = self._config.concurrency
+        scheduler.enable_prefix_caching = self._config.prefix_caching
+        scheduler.dynamic_split_fuse = self._config.split_fuse
+        try:
+            self._tokenizer = openvino_genai.Tokenizer(str(self._folder))
+            self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+                str(self._folder), self._tokenizer, scheduler, "CPU", **self._properties()
+            )
+            self._defaults = self._pipeline.get_config()
+            self._warm_up()
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"OpenVINO cannot load {self._folder}: {_last_line(error)}; build the bundle again"
+            ) from error
+        self._thread.start()
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the ids of a prompt by the bundle's own chat template and tokenizer graph."""
+        if isinstance(prompt, str):
+            text, add_special = plain(prompt, self._specials), True
+        else:
+            turns = [
+                {"role": turn.role, "content": plain(turn.content, self._specials)}
+                for turn in prompt
+            ]
+            try:
+                text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+            except RuntimeError as error:
+                raise InputError(f"the chat template refuses this: {_last_line(error)}") from error
+            add_special = False
+        ids = self._tokenizer.encode(text, add_special_tokens=add_special).input_ids
+        return tuple(ids.data[0].tolist())
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces of one answer; leaving early cancels it at the next step."""
+        if self._failure is not None:
+            raise self._failure
+        ticket = Ticket(request)
+        with self._changed:
+            self._arrived.append(ticket)
+            self._changed.notify()
+        try:
+            async for piece in ticket.pieces():
+                yield piece
+        finally:
+            ticket.withdrawn = True
+
+    def load(self) -> EngineLoad:
+        """Return the answers in work and the share of the KV cache in use."""
+        return EngineLoad(len(self._active) + len(self._arrived), self._cache_usage)
+
+    def stop(self) -> None:
+        """End the stepping thread."""
+        self._failure = self._failure or UnavailableError("the engine was stopped")
+        with self._changed:
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(STOP_WAIT_SECONDS)
+
+    def _properties(self) -> dict[str, str | int]:
+        settings = self._manifest.settings
+        precision = settings.get("inference_precision") or DEFAULT_INFERENCE_PRECISION
+        found: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": str(precision)}
+        if cache := settings.get("kv_cache_precision"):
+            found["KV_CACHE_PRECISION"] = str(cache)
+        if self._config.threads:
+            found["INFERENCE_NUM_THREADS"] = self._config.threads
+        return found
+
+    def _warm_up(self) -> None:
+        ids = self.encode("warm up")
+        sampling = Sampling(max_tokens=WARM_UP_TOKENS)
+        handle = self._add(0, ids or (0,), sampling)
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        if not handle.can_read():
+            raise UnavailableError(
+                f"{self._folder} gave no token at warm-up; raise cache_size_gb or build it again"
+            )
+
+    def _add(self, number: int, ids: tuple[int, ...], sampling: Sampling) -> Any:
+        import numpy
+        import openvino
+
+        config = self._genai.GenerationConfig()
+        config.eos_token_id = self._defaults.eos_token_id
+        config.stop_token_ids = self._defaults.stop_token_ids
+        config.max_new_tokens = sampling.max_tokens
+        config.do_sample = not sampling.greedy
+        if config.do_sample:
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p
+            seed = random.getrandbits(SEED_BITS) if sampling.seed is None else sampling.seed
+            config.rng_seed = seed % (1 << SEED_BITS)
+        tensor = openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
+        return self._pipeline.add_request(number, tensor, config)
+
+    def _run(self) -> None:
+        try:
+            while self._admit():
+                self._pipeline.step()
+                self._deliver()
+        except (RuntimeError, MemoryError, ValueError) as error:
+            log.error("the pipeline failed: %s", _last_line(error))
+            self._failure = UnavailableError("the engine failed; the predictor must be restarted")
+        self._fail_all(self._failure or UnavailableError("the engine was stopped"))
+
+    def _admit(self) -> bool:
+        """Wait for work; add what arrived and drop what was withdrawn. False: stop."""
+        with self._changed:
+            while not (self._arrived or self._active or self._failure):
+                self._changed.wait()
+            arrived, self._arrived = self._arrived, []
+        for ticket in arrived:
+            if not ticket.withdrawn:
+                number = next(self._numbers)
+                handle = self._add(number, ticket.request.prompt_ids, ticket.request.sampling)
+                self._active[number] = _Work(ticket, handle)
+        for number, work in list(self._active.items()):
+            if work.ticket.withdrawn:
+                work.handle.cancel()
+                del self._active[number]
+        return self._failure is None
+
+    def _deliver(self) -> None:
+        """Read what the step made; decode all windows in one batch; hand the pieces over."""
+        rows: list[list[int]] = []
+        read: list[tuple[int, FinishReason | None, int]] = []
+        for number, work in list(self._active.items()):
+            if work.handle.get_status().name == "IGNORED":
+                self._send([(work.ticket, _too_large())])
+                del self._active[number]
+                continue
+            moved, reason = _read(work)
+            if moved:
+                windows = work.ticket.windows(reason is not None)
+                rows.extend(windows)
+                read.append((number, reason, len(windows)))
+        texts = iter(self._tokenizer.decode(rows) if rows else [])
+        pieces: list[tuple[Ticket, Piece | UnavailableError]] = []
+        for number, reason, count in read:
+            work = self._active[number]
+            piece = work.ticket.piece(list(itertools.islice(texts, count)), reason)
+            if piece is not None:
+                pieces.append((work.ticket, piece))
+            if piece is not None and piece.finish_reason is not None:
+                del self._active[number]
+                if reason is None:  # a stop string: the pipeline itself would go on
+                    work.handle.cancel()
+        self._send(pieces)
+        self._cache_usage = self._pipeline.get_metrics().cache_usage / 100.0
+
+    def _send(self, items: list[tuple[Ticket, Piece | UnavailableError]]) -> None:
+        if items:
+            items[0][0].loop.call_soon_threadsafe(_put_all, items)
+
+    def _fail_all(self, failure: UnavailableError) -> None:
+        with self._changed:
+            tickets = [work.ticket for work in self._active.values()] + self._arrived
+            self._active, self._arrived = {}, []
+        self._send([(ticket, failure) for ticket in tickets])
+
+
+def _read(work: _Work) -> tuple[bool, FinishReason | None]:
+    """Move a handle's new ids into its ticket; return whether it moved, and why it ended."""
+    moved, reason = False, None
+    while work.handle.can_read():
+        for output in work.handle.read().values():
+            work.ticket.add(output.generated_ids)
+            reason = FINISH_REASONS.get(output.finish_reason.name)
+            moved = True
+    return moved, reason
+
+
+def _put_all(items: list[tuple[Ticket, Piece | UnavailableError]]) -> None:
+    for ticket, item in items:
+        ticket.put(item)
+
+
+def _too_large() -> UnavailableError:
+    return UnavailableError("the prompt does not fit the KV cache; raise cache_size_gb")
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the telling line of OpenVINO's several lines: the last one that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
