@@ -1,1 +1,1 @@
-"""The release state machine: ledger, steps, conductor, keeper and the KServe client."""
+"""Moves candidates into live traffic and back: ledger, steps, conductor, keeper; trains nothing."""

@@ -1,0 +1,45 @@
+"""How one release goes: its shares, times, sizes and who must agree. Values only."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ReleasePlan(BaseModel):
+    """Steps and limits of a release. A step is left after both minimums; 100 needs `promote`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shares: tuple[int, ...] = Field(
+        default=(5, 15, 50, 100), description="canary shares in percent, rising, the last one 100"
+    )
+    approval: Literal["auto", "required"] = Field(
+        default="auto", description="whether a person must approve before the canary starts"
+    )
+    approval_timeout_seconds: float = Field(
+        default=86400, gt=0, description="an approval not given within this counts as rejected"
+    )
+    step_seconds_min: float = Field(
+        default=300, ge=0, description="shortest time that a share is held"
+    )
+    step_requests_min: int = Field(
+        default=200, ge=0, description="fewest canary requests before a share is left"
+    )
+    seconds_max: float = Field(
+        default=86400, gt=0, description="a canary undecided after this is rolled back"
+    )
+    ready_seconds_max: float = Field(
+        default=600, gt=0, description="a revision or share not live within this is rolled back"
+    )
+    lease_seconds: float = Field(
+        default=60, gt=0, description="a release nobody advances for this long is rolled back"
+    )
+
+    @model_validator(mode="after")
+    def _shares_rise_to_all(self) -> Self:
+        rising = all(low < high for low, high in zip(self.shares, self.shares[1:], strict=False))
+        if not self.shares or self.shares[0] < 1 or self.shares[-1] != 100 or not rising:
+            raise ValueError(
+                "shares must rise from 1 or more to exactly 100, such as 5, 15, 50, 100"
+            )
+        return self
