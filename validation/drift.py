@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,10 +42,10 @@ class DriftConfig(BaseModel):
     language_distance_max: float = Field(
         default=0.6, gt=0, description="largest distance of the shares of scripts (languages)"
     )
-    length_distance_max: float = Field(
-        default=5.0,
-        gt=0,
-        description="largest shift of the prompt length in characters, in standard deviations",
+    length_ratio_max: float = Field(
+        default=8.0,
+        gt=1,
+        description="how many times longer or shorter the median prompt may become (characters)",
     )
     duplicate_share_max: float = Field(
         default=0.5, ge=0, le=1, description="largest share of rows that repeat another new row"
@@ -93,6 +94,7 @@ def drift_gate(
         "rows": len(current),
         "reference_rows": len(reference),
         **{f"{column}_distance": value for column, value in distances.items()},
+        "length_ratio": _ratio(median(ours["length"]), median(theirs["length"])),
         "duplicate_share": _mean(ours["duplicate"]),
         "novelty": _mean(ours["novelty"]),
         "new_label_share": _new_share(ours["label"], theirs["label"]),
@@ -178,7 +180,7 @@ def _over_limits(config: DriftConfig, figures: Mapping[str, Figure]) -> tuple[li
         "slice_distance": config.slice_distance_max,
         "label_distance": config.label_distance_max,
         "language_distance": config.language_distance_max,
-        "length_distance": config.length_distance_max,
+        "length_ratio": config.length_ratio_max,
         "duplicate_share": config.duplicate_share_max,
         "novelty": config.novelty_max,
     }
@@ -226,6 +228,12 @@ def _new_share(ours: Sequence[str], theirs: Sequence[str]) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _ratio(one: float, other: float) -> float:
+    """How many times the larger is the smaller; an empty text counts as one character."""
+    low, high = sorted((max(1.0, one), max(1.0, other)))
+    return high / low
 
 
 def _share(figures: Mapping[str, Figure], name: str) -> float:
