@@ -1,0 +1,266 @@
+"""From a decoded row to a clean one: shape, normalise, scrub personal data, digest, split.
+
+Knows nothing of files or tables; what a valid row is, the record contract decides.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from core.contracts import Message
+from core.digests import digest_json
+from lake.config import FieldMapping
+
+SLICE_DEFAULT = "all"
+EPOCH_SECONDS_MIN, EPOCH_MILLISECONDS_MIN = 1e8, 1e11
+RECORD_ID_LENGTH = 32
+HASH_BYTES = 8
+DIGITS_MIN = 7
+"""Shortest phone number that is looked for: texts with fewer digits and no @ are left alone."""
+CARD_DIGITS_MIN = 13
+CONTROL = {ord(c): None for c in map(chr, [*range(32), *range(127, 160)]) if c not in "\n\t"}
+CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+KANA = re.compile(r"[\u3040-\u30ff]")
+HANGUL = re.compile(r"[\uac00-\ud7af]")
+CYRILLIC = re.compile(r"[\u0400-\u04ff]")
+EDGE, END = r"(?<![0-9A-Za-z_])", r"(?![0-9A-Za-z_])"
+EMAIL = re.compile(
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}+@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}"
+    + END
+)
+CARD = re.compile(EDGE + r"[2-6]\d{3}(?:[ -]?\d){9,15}" + END)
+PHONES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?<![0-9A-Za-z_+])(?:\+|00)[1-9](?:[ ().-]{0,2}\d){7,14}" + END,
+        r"(?<![0-9A-Za-z_-])(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![0-9A-Za-z_-])",
+        EDGE + r"1[3-9]\d(?:[ -]?\d{4}){2}" + END,
+        EDGE + r"0\d{2,3}[ -]\d{7,8}" + END,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapedRow:
+    """A row in the lake's form, not yet checked: wrong types stand as they came.
+
+    `checked` is what the record contract sees; `turns` is None where it cannot be used.
+    """
+
+    checked: dict[str, Any]
+    turns: tuple[Message, ...] | None
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class CleanRow:
+    """A checked, normalised and scrubbed row, ready to be stored."""
+
+    record_id: str
+    created_at: str
+    slice_name: str
+    messages: tuple[Message, ...]
+    response: str
+    language: str
+    content_digest: str
+
+
+def shape(value: Mapping[str, Any], mapping: FieldMapping) -> ShapedRow:
+    """Bring a row into the lake's form by the mapping; nothing is judged or changed here."""
+    chat = value.get(mapping.messages)
+    if isinstance(chat, str) and chat.lstrip().startswith("["):
+        chat = _decoded(chat)
+    if mapping.prompt not in value and chat is not None:
+        turns, roles, response = _chat_turns(chat)
+    else:
+        prompt, response, roles = value.get(mapping.prompt), value.get(mapping.response), "user"
+        turns = (Message("user", prompt),) if isinstance(prompt, str) else None
+        if turns is None:
+            chat = prompt
+    record_id = value.get(mapping.id or "id")
+    if isinstance(record_id, int) and not isinstance(record_id, bool):
+        record_id = str(record_id)
+    if record_id is None and mapping.id is None:
+        record_id = digest_json([str(turns), str(response)])[:RECORD_ID_LENGTH]
+    slice_name = value.get(mapping.slice_name or "slice")
+    if mapping.slice_name is None and slice_name is None:
+        slice_name = SLICE_DEFAULT
+    language = value.get(mapping.language or "language")
+    checked = {
+        "record_id": record_id,
+        "created_at": _time(value.get(mapping.created_at or "created_at")),
+        "slice_name": slice_name,
+        "roles": roles,
+        "prompt": turns[-1].content if turns else chat,
+        "response": response,
+    }
+    return ShapedRow(checked, turns, language if isinstance(language, str) else "")
+
+
+def clean(row: ShapedRow, personal: Callable[[str], str]) -> CleanRow:
+    """Normalise a row that passed the contract and replace its personal data.
+
+    `personal` replaces personal data in a text: `scrub`, or `str` to keep it.
+    """
+    checked, turns = row.checked, row.turns or ()
+    messages = tuple(Message(turn.role, personal(normalise(turn.content))) for turn in turns)
+    response = personal(normalise(checked["response"]))
+    record_id = normalise(checked["record_id"])
+    if personal(record_id) != record_id:
+        record_id = hashlib.sha256(record_id.encode()).hexdigest()[:RECORD_ID_LENGTH]
+    texts = [[turn.role, turn.content] for turn in messages]
+    return CleanRow(
+        record_id=record_id,
+        created_at=checked["created_at"] or "",
+        slice_name=personal(normalise(checked["slice_name"])),
+        messages=messages,
+        response=response,
+        language=row.language or language_of(messages[-1].content),
+        content_digest=digest_json([texts, response]),
+    )
+
+
+def normalise(text: str) -> str:
+    """Return the text in Unicode NFC, without control characters and outer white space."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return text.translate(CONTROL).strip().strip("\ufeff")
+
+
+def language_of(text: str) -> str:
+    """Tell the language by the script: zh, ja, ko, ru, else en (any Latin script)."""
+    if text.isascii():
+        return "en"
+    counts = {
+        "zh": len(CJK.findall(text)),
+        "ko": len(HANGUL.findall(text)),
+        "ru": len(CYRILLIC.findall(text)),
+    }
+    # A Chinese word says as much as several Latin letters, so a quarter of the text is enough.
+    best = max(counts, key=lambda name: counts[name])
+    if counts[best] * 4 < len(text):
+        return "en"
+    return "ja" if best == "zh" and KANA.search(text) else best
+
+
+def held_out(record_id: str, share: float) -> bool:
+    """Tell whether a record is held out: a pure function of its id, so for ever the same."""
+    head = hashlib.sha256(record_id.encode()).digest()[:HASH_BYTES]
+    return int.from_bytes(head) < share * (1 << (8 * HASH_BYTES))
+
+
+def scrub(text: str) -> str:
+    """Replace e-mail addresses, card numbers (Luhn-checked) and phone numbers by their kind.
+
+    Full-width digits and zero-width characters are seen through; all else stays as it was.
+    """
+    folded, places = _folded(text)
+    if "@" not in folded and sum(character.isdigit() for character in folded) < DIGITS_MIN:
+        return text
+    spans: list[tuple[int, int, str]] = [
+        (match.start(), match.end(), "[EMAIL]") for match in EMAIL.finditer(folded)
+    ]
+    for match in CARD.finditer(folded):
+        length = _card_length(match.group())
+        spans += [(match.start(), match.start() + length, "[CARD]")] if length else []
+    for pattern in PHONES:
+        spans += [(match.start(), match.end(), "[PHONE]") for match in pattern.finditer(folded)]
+    pieces, end = [], 0
+    for start, stop, kind in sorted(spans):
+        first, last = (places[start], places[stop - 1] + 1) if places else (start, stop)
+        if first >= end:
+            pieces += [text[end:first], kind]
+            end = last
+    return "".join([*pieces, text[end:]])
+
+
+def luhn(number: str) -> bool:
+    """Tell whether the digits of `number` pass the Luhn check (ISO/IEC 7812-1)."""
+    digits = [int(character) for character in number if character.isdigit()]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+def _card_length(candidate: str) -> int:
+    """Return how much of `candidate` is a card number: all, or whole groups from its start."""
+    while sum(character.isdigit() for character in candidate) >= CARD_DIGITS_MIN:
+        if luhn(candidate):
+            return len(candidate)
+        shorter = re.match(r"(.*)[ -]", candidate)
+        if shorter is None:
+            break
+        candidate = shorter[1]
+    return 0
+
+
+def _folded(text: str) -> tuple[str, list[int]]:
+    """Return the text in NFKC without format characters, and each character's place in `text`.
+
+    The places are empty where folding changed nothing that matters.
+    """
+    if text.isascii():
+        return text, []
+    whole = unicodedata.normalize("NFKC", text)
+    if "@" not in whole and sum(character.isdigit() for character in whole) < DIGITS_MIN:
+        return whole, []
+    folded: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        if unicodedata.category(character) == "Cf":
+            continue
+        for part in unicodedata.normalize("NFKC", character):
+            folded.append(part)
+            places.append(place)
+    return "".join(folded), places
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return text
+
+
+def _chat_turns(chat: Any) -> tuple[tuple[Message, ...] | None, str, Any]:
+    """Return the turns before the answer, all roles joined by commas, and the answer."""
+    if not isinstance(chat, list) or not all(isinstance(turn, dict) for turn in chat):
+        return None, "malformed", None
+    roles = ",".join(str(turn.get("role")) for turn in chat)
+    contents = [_content(turn.get("content")) for turn in chat]
+    if not roles.endswith("assistant"):
+        return None, roles, None
+    texts = [content for content in contents[:-1] if isinstance(content, str)]
+    if len(texts) < len(contents) - 1 or not texts:
+        return None, roles, contents[-1]
+    turns = tuple(Message(turn["role"], text) for turn, text in zip(chat, texts, strict=False))
+    return turns, roles.removesuffix(",assistant"), contents[-1]
+
+
+def _content(content: Any) -> Any:
+    """Join the text parts of an OpenAI-style content list; leave everything else."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+        return "\n".join(str(text) for text in texts)
+    return content
+
+
+def _time(value: Any) -> Any:
+    """Bring times that Parquet or epoch numbers carry into ISO 8601; leave everything else."""
+    if isinstance(value, datetime):
+        aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return aware.isoformat()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = value / 1000 if value >= EPOCH_MILLISECONDS_MIN else value
+        if EPOCH_SECONDS_MIN <= seconds < EPOCH_MILLISECONDS_MIN:
+            return datetime.fromtimestamp(seconds, UTC).isoformat()
+    return value

@@ -1,0 +1,112 @@
+"""How a user's data is read, checked, split and judged: the frozen configuration of this room."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FieldMapping(BaseModel):
+    """Which columns of the user's files mean what. Chat rows (`messages`) need no mapping."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(default="prompt", min_length=1, description="column of the user's text")
+    response: str = Field(
+        default="response", min_length=1, description="column of the wanted answer"
+    )
+    messages: str = Field(
+        default="messages",
+        min_length=1,
+        description="column of chat turns; its last assistant turn is the wanted answer",
+    )
+    slice_name: str | None = Field(
+        default=None,
+        description="column naming the part of the traffic; default: `slice` where there is one",
+    )
+    id: str | None = Field(
+        default=None,
+        description="column of the record id; default: `id` where there is one, else the content",
+    )
+    created_at: str | None = Field(
+        default=None,
+        description="column of the time (ISO 8601); default: `created_at` where there is one",
+    )
+    language: str | None = Field(
+        default=None,
+        description="column of the language; default: `language`, else told by the script",
+    )
+
+
+class EvaluationConfig(BaseModel):
+    """On what a candidate is judged, and when a new slice may vouch for itself.
+
+    Label agreement measured with the defaults: new slices of CLINC150 0.79-0.97, of the sample
+    0.96-0.99; with 30 % of the labels shuffled 0.48, with 50 % 0.23, the sample's bad day 0.15.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str = Field(default="", description="evaluation file (path or URL); empty: none")
+    rows_max: int = Field(
+        default=2000, ge=1, description="most rows judged, drawn evenly over the slices"
+    )
+    known_slices_only: bool = Field(
+        default=True,
+        description="leave out rows of the evaluation file whose slice no training data has yet",
+    )
+    own_rows_min: int = Field(
+        default=5, ge=1, description="fewest held-out rows for which a new slice is judged at all"
+    )
+    neighbours: int = Field(default=5, ge=1, description="nearest prompts compared with each row")
+    similarity_min: float = Field(
+        default=0.35, gt=0, le=1, description="prompts less alike than this are no neighbours"
+    )
+    consistency_min: float = Field(
+        default=0.65,
+        ge=0,
+        le=1,
+        description="lowest share of neighbours with the same label for a new slice to count",
+    )
+    free_text_similarity_min: float = Field(
+        default=0.5, gt=0, le=1, description="the same as similarity_min, for free-text answers"
+    )
+    free_text_consistency_min: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="lowest share of neighbours whose free-text answers are more alike than chance",
+    )
+    pairs_min: int = Field(
+        default=30, ge=1, description="fewer neighbour pairs than this: consistency is unknown"
+    )
+    rows_checked_max: int = Field(
+        default=4000, ge=2, description="most rows of a day compared for consistency"
+    )
+    seed: int = Field(default=7, description="seed of every draw of this step")
+
+
+class IngestConfig(BaseModel):
+    """Where the days are and how they come in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field(description="folder of daily files (path or any fsspec URL), or one file")
+    pattern: str = Field(default="*", description="glob that names of daily files must match")
+    mapping: FieldMapping = Field(default=FieldMapping(), description="meaning of the columns")
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(), description="on what candidates are judged"
+    )
+    held_out_share: float = Field(
+        default=0.1, ge=0, lt=1, description="share of rows never trained on, by hash of their id"
+    )
+    rows_min: int = Field(
+        default=50, ge=1, description="fewer new training rows end the run as not enough data"
+    )
+    scrub: bool = Field(
+        default=True, description="replace e-mails, phone and card numbers before storing"
+    )
+    batch_rows: int = Field(default=5000, ge=1, description="most rows held at once")
+    batch_bytes_max: int = Field(
+        default=64 << 20, ge=1 << 16, description="most bytes of raw rows held at once"
+    )
+    row_bytes_max: int = Field(
+        default=1 << 20, ge=1024, description="longer rows go to quarantine unread"
+    )

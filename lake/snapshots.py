@@ -1,0 +1,292 @@
+"""Snapshots: immutable slices of the lake, named by the digest of their content; flags and passes.
+
+A snapshot folder holds training.parquet, held_out.parquet and snapshot.json; beside the folders lie
+the marks that the gates' verdicts left (`flags/`, `passed/`, `readmitted/`).
+"""
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.contracts import Record, SnapshotRef
+from core.digests import digest_file, digest_json
+from core.errors import IntegrityError, NotFoundError
+from lake.replay import earlier_held_out, earlier_rows
+from lake.schema import RECORDS_SCHEMA
+from lake.table import Lake, VersionEntry, record_of
+
+__all__ = [
+    "Mark",
+    "SnapshotManifest",
+    "create_snapshot",
+    "earlier_held_out",
+    "earlier_rows",
+    "find_snapshot",
+    "flag_snapshot",
+    "flagged_versions",
+    "flags",
+    "load_held_out",
+    "load_rows",
+    "mark_passed",
+    "old_snapshots",
+    "passed_versions",
+    "read_manifest",
+    "readmit",
+]
+
+TRAINING, HELD_OUT, MANIFEST = "training.parquet", "held_out.parquet", "snapshot.json"
+FLAGS, PASSED, READMITTED = "flags", "passed", "readmitted"
+IN_ORDER = [("day", "ascending"), ("source", "ascending"), ("row", "ascending")]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotManifest:
+    """What a snapshot holds. `versions` maps each Delta version to its day."""
+
+    snapshot: SnapshotRef
+    versions: dict[int, str]
+    rows_by_slice: dict[str, int]
+    files: dict[str, str]
+    schema_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a verdict said of a snapshot: the versions it speaks for, and why."""
+
+    snapshot_id: str
+    versions: tuple[int, ...]
+    days: tuple[str, ...]
+    reasons: tuple[str, ...]
+    at: str
+
+
+def create_snapshot(
+    lake: Lake,
+    after_version: int | None,
+    flagged: Collection[int],
+    folder: Path,
+    rows_min: int,
+) -> SnapshotRef | None:
+    """Cut a snapshot of all days after `after_version` that are not flagged.
+
+    `after_version` is the end of stable's recorded range (None: there is no stable). A day that was
+    re-admitted after stable had moved past it is new as well, until a stable was trained on it.
+    Returns None when there are fewer than `rows_min` training rows. The same rows give the same
+    snapshot, which is then reused.
+    """
+    entries = _new_entries(lake.versions(), after_version, flagged, folder)
+    table = _rows_in_order(lake, entries)
+    training = table.filter(pa.compute.invert(table["held_out"]))
+    held_out = table.filter(table["held_out"])
+    if not entries or training.num_rows < rows_min:
+        return None
+    columns = table.select(["record_id", "content_digest", "held_out"]).to_pylist()
+    identity = sorted([row["record_id"], row["content_digest"], row["held_out"]] for row in columns)
+    snapshot_id = digest_json(identity)
+    ref = SnapshotRef(
+        snapshot_id=snapshot_id,
+        uri=str(folder / snapshot_id),
+        rows=training.num_rows,
+        held_out_rows=held_out.num_rows,
+        version_first=entries[0].version,
+        version_last=entries[-1].version,
+        days=tuple(dict.fromkeys(entry.day for entry in entries)),
+    )
+    if not (folder / snapshot_id / MANIFEST).is_file():
+        versions = {entry.version: entry.day for entry in entries}
+        slices = Counter(training["slice_name"].to_pylist())
+        _write(folder, ref, training, held_out, versions, dict(slices.most_common()))
+    return read_manifest(ref).snapshot
+
+
+def load_rows(ref: SnapshotRef) -> list[Record]:
+    """Return the training rows. Raises IntegrityError when the file is not as it was written."""
+    return _load(ref, TRAINING)
+
+
+def load_held_out(ref: SnapshotRef) -> list[Record]:
+    """Return the held-out rows. Raises IntegrityError when the file is not as it was written."""
+    return _load(ref, HELD_OUT)
+
+
+def read_manifest(ref: SnapshotRef) -> SnapshotManifest:
+    """Read a snapshot's manifest. Raises NotFoundError or IntegrityError."""
+    path = Path(ref.uri) / MANIFEST
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SnapshotManifest)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no snapshot at {ref.uri}; cut it again") from error
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{path} is malformed: {error}; cut the snapshot again") from error
+
+
+def find_snapshot(folder: Path, snapshot_id: str) -> SnapshotRef:
+    """Return a snapshot by its id or the id's unique beginning. Raises NotFoundError."""
+    found = [path for path in folder.glob(f"{snapshot_id}*/{MANIFEST}")]
+    if len(found) != 1:
+        raise NotFoundError(f"{len(found)} snapshots in {folder} begin with {snapshot_id!r}")
+    return msgspec.json.decode(found[0].read_bytes(), type=SnapshotManifest).snapshot
+
+
+def mark_passed(folder: Path, ref: SnapshotRef) -> None:
+    """Record that the gates passed a snapshot: from now on its days are vouched for."""
+    versions = read_manifest(ref).versions
+    _write_mark(folder / PASSED, ref, versions, ())
+
+
+def flag_snapshot(folder: Path, ref: SnapshotRef, reasons: Collection[str]) -> tuple[int, ...]:
+    """Flag a snapshot that the gates failed, and return the versions flagged by it.
+
+    Days that an earlier passed snapshot vouched for are not flagged: the newcomers are to blame.
+    """
+    vouched = passed_versions(folder)
+    versions = read_manifest(ref).versions
+    blamed = {version: day for version, day in versions.items() if version not in vouched}
+    _write_mark(folder / FLAGS, ref, blamed, tuple(reasons))
+    (folder / READMITTED / f"{ref.snapshot_id}.json").unlink(missing_ok=True)
+    return tuple(sorted(blamed))
+
+
+def readmit(folder: Path, snapshot_id: str) -> Mark:
+    """Take a flag back (by the snapshot's id or its unique beginning). Raises NotFoundError."""
+    found = list((folder / FLAGS).glob(f"{snapshot_id}*.json"))
+    if len(found) != 1:
+        raise NotFoundError(f"{len(found)} flagged snapshots begin with {snapshot_id!r}")
+    target = folder / READMITTED / found[0].name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    found[0].replace(target)
+    return msgspec.json.decode(target.read_bytes(), type=Mark)
+
+
+def flags(folder: Path) -> list[Mark]:
+    """Return every flag that stands, oldest first."""
+    return _marks(folder / FLAGS)
+
+
+def flagged_versions(folder: Path) -> set[int]:
+    """Return the Delta versions that no snapshot, replay or evaluation may use."""
+    return {version for mark in flags(folder) for version in mark.versions}
+
+
+def passed_versions(folder: Path) -> set[int]:
+    """Return the Delta versions that a passed snapshot vouched for."""
+    return {version for mark in _marks(folder / PASSED) for version in mark.versions}
+
+
+def old_snapshots(
+    folder: Path, protected: Collection[str], keep: int = 10, dry_run: bool = True
+) -> list[Path]:
+    """Return (and without `dry_run` delete) snapshot folders besides the newest `keep`.
+
+    `protected` are the ids that stable, previous or an active release stand on. Rows stay in the
+    lake, and marks stay too: the ids remain known.
+    """
+    found = sorted(
+        (path.parent for path in folder.glob(f"*/{MANIFEST}")),
+        key=lambda path: (path / MANIFEST).stat().st_mtime,
+        reverse=True,
+    )
+    doomed = [path for path in found[keep:] if path.name not in protected]
+    if not dry_run:
+        for path in doomed:
+            shutil.rmtree(path)
+    return doomed
+
+
+def _new_entries(
+    entries: list[VersionEntry],
+    after_version: int | None,
+    flagged: Collection[int],
+    folder: Path,
+) -> list[VersionEntry]:
+    after = -1 if after_version is None else after_version
+    trained = {
+        version
+        for mark in _marks(folder / PASSED)
+        if max(mark.versions, default=0) <= after
+        for version in mark.versions
+    }
+    readmitted = {
+        version for mark in _marks(folder / READMITTED) for version in mark.versions
+    } - trained
+    return [
+        entry
+        for entry in entries
+        if entry.kept
+        and entry.version not in flagged
+        and (entry.version > after or entry.version in readmitted)
+    ]
+
+
+def _rows_in_order(lake: Lake, entries: list[VersionEntry]) -> pa.Table:
+    """Return the rows by day, file and row; a content that came twice stands once."""
+    batches = list(lake.rows([entry.version for entry in entries]))
+    tables = [pa.Table.from_pylist(list(batch), schema=RECORDS_SCHEMA) for batch in batches]
+    table = pa.concat_tables([RECORDS_SCHEMA.empty_table(), *tables]).sort_by(IN_ORDER)
+    seen: set[str] = set()
+    first: list[bool] = []
+    for digest in table["content_digest"].to_pylist():
+        first.append(digest not in seen)
+        seen.add(digest)
+    return table.filter(pa.array(first, type=pa.bool_()))
+
+
+def _write(
+    folder: Path,
+    ref: SnapshotRef,
+    training: pa.Table,
+    held_out: pa.Table,
+    versions: dict[int, str],
+    slices: dict[str, int],
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".cutting-", dir=folder))
+    try:
+        for name, table in ((TRAINING, training), (HELD_OUT, held_out)):
+            pq.write_table(table, scratch / name, compression="zstd", compression_level=1)
+        files = {name: digest_file(scratch / name) for name in (TRAINING, HELD_OUT)}
+        manifest = SnapshotManifest(ref, versions, slices, files)
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        (scratch / MANIFEST).write_bytes(text)
+        # A folder without its manifest is the rest of an interrupted deletion.
+        shutil.rmtree(ref.uri, ignore_errors=True)
+        os.rename(scratch, ref.uri)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _load(ref: SnapshotRef, name: str) -> list[Record]:
+    manifest = read_manifest(ref)
+    path = Path(ref.uri) / name
+    if not path.is_file() or digest_file(path) != manifest.files[name]:
+        raise IntegrityError(f"{path} is missing or changed; delete {ref.uri} and cut it again")
+    return [record_of(row) for row in pq.read_table(path).to_pylist()]
+
+
+def _write_mark(
+    folder: Path, ref: SnapshotRef, versions: Mapping[int, str], reasons: tuple[str, ...]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    days = tuple(dict.fromkeys(versions.values()))
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    mark = Mark(ref.snapshot_id, tuple(sorted(versions)), days, reasons, now)
+    scratch = folder / f".{ref.snapshot_id}.{os.getpid()}"
+    scratch.write_bytes(msgspec.json.encode(mark))
+    scratch.replace(folder / f"{ref.snapshot_id}.json")
+
+
+def _marks(folder: Path) -> list[Mark]:
+    decode: Any = msgspec.json.Decoder(Mark).decode
+    found = [decode(path.read_bytes()) for path in folder.glob("*.json")]
+    return sorted(found, key=lambda mark: mark.at)
