@@ -62,6 +62,7 @@ class Supervisor:
         self._due_at: dict[str, float] = {}
         self._selector = selectors.DefaultSelector()
         self._stopping = False
+        self._adding = False
         self._log_check_at = 0.0
 
     def run(self) -> None:
@@ -134,6 +135,8 @@ class Supervisor:
         self._write()
 
     def _start_due(self) -> None:
+        if self._adding:
+            self._children.update(self._optional)
         for name, child in self._children.items():
             record = self._records.setdefault(name, ChildRecord(child.argv, port=child.port))
             due = self._due_at.get(name, 0.0) <= time.monotonic()
@@ -216,8 +219,9 @@ class Supervisor:
             writing.close()
 
     def _signalled(self, number: int, _frame: object) -> None:
+        # Only notes: a handler runs in the midst of whatever the loop is doing.
         if number == ADD_WORKER:
-            self._children.update(self._optional)
+            self._adding = True
         else:
             self._stopping = True
 
