@@ -1,0 +1,269 @@
+"""The gateway's ASGI application: routes, reading and checking a request, its place, its draw.
+
+Refusals of the client come before the draw; everything after it counts for the drawn arm.
+"""
+
+import asyncio
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from multidict import CIMultiDict
+
+from serving.gateway.balancer import Balancer, Service
+from serving.gateway.config import GatewayConfig
+from serving.gateway.connection import EXTENSION
+from serving.gateway.health import Health
+from serving.gateway.limits import Admission, Body, Budget, Full
+from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.proxy import DEADLINE_HEADER, Job, Proxy
+from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
+from serving.gateway.routes import Routes, RoutesFile
+from serving.gateway.upstream import Upstream
+
+PREFIX = "/openai/v1/"
+GENERATING = frozenset((PREFIX + "chat/completions", PREFIX + "completions"))
+MODELS = PREFIX + "models"
+REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+CONVERSATION_BYTES_MAX = 256
+NOT_PASSED = frozenset(
+    (
+        b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
+        b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision",
+        DEADLINE_HEADER.encode(),
+    )
+)  # fmt: skip
+CLOSING: tuple[Header, ...] = ((b"connection", b"close"),)
+LINGER_SECONDS_MAX = 2.0
+LINGER_BYTES_MAX = 8 << 20
+"""How long, and how much, a refused body is still read: closing at once would reset the
+connection before the client has read why."""
+
+
+class Addressed(msgspec.Struct):
+    """The part of a request's body that the gateway needs; the predictor checks the rest."""
+
+    model: str
+
+
+class Gateway:
+    """One gateway process: wires routes, balancer, health, proxy and counters; is the ASGI app."""
+
+    def __init__(self, config: GatewayConfig, home: Path) -> None:
+        self._config = config
+        self.balancer = Balancer(config.conversation_key, config.seed)
+        self.metrics = Metrics(config.series_max, config.series_keep_seconds)
+        self._upstream = Upstream(config)
+        self.health = Health(config, self.balancer, self._upstream.ready)
+        self._proxy = Proxy(config, self.balancer, self.health, self._upstream)
+        self._admission = Admission(
+            config.concurrency_max, config.waiting_max, config.waiting_seconds_max
+        )
+        self._bodies = Budget(config.bodies_bytes_max)
+        self._file = RoutesFile(home / "control" / "routes.json", self._apply)
+        self._decoder = msgspec.json.Decoder(Addressed)
+
+    def _apply(self, routes: Routes) -> None:
+        self.balancer.apply(routes)
+        self.metrics.apply(routes.generation, self.balancer.services.values())
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope: the process's lifespan or one request."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._request(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self._upstream.start()
+        self.health.start()
+        self._file.watch(self._config.routes_poll_seconds)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._file.close()
+        await self.health.close()
+        await self._upstream.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(16).encode()
+        abort = scope["extensions"][EXTENSION]["abort"]
+        reply = Reply(send, abort, [(b"x-request-id", request_id)])
+        has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        body = Body(self._bodies, self._config.body_bytes_max)
+        try:
+            if scope["path"] in GENERATING:
+                _require(scope, "POST")
+                deadline = asyncio.get_running_loop().time() + self._deadline_seconds(headers)
+                if has_body:
+                    await self._read(headers, receive, body)
+                if not body.cut:
+                    await self._watched(scope, body.content, deadline, receive, reply)
+            else:
+                answer = self._local(scope)
+                reply.common += CLOSING if has_body else ()
+                await reply.whole(*answer)
+        except Refusal as refusal:
+            self.metrics.refuse(refusal.code)
+            if has_body and not body.whole:
+                await _refuse_and_linger(refusal, receive, reply)
+            else:
+                await reply.refuse(refusal)
+        finally:
+            body.give_back()
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive, body: Body) -> None:
+        """Read a request's body within its bounds. Raises Refusal."""
+        body.announce(int(headers.get(b"content-length", b"0")))  # digits: the parser has checked
+        try:
+            async with asyncio.timeout(self._config.body_seconds_max):
+                while not body.whole and not body.cut:
+                    body.add(await receive())
+        except TimeoutError:
+            text = f"the request's body took longer than {self._config.body_seconds_max:g} s"
+            raise Refusal(408, text, "body_too_slow") from None
+
+    def _local(self, scope: Message) -> tuple[int, list[Header], bytes]:
+        """Answer what concerns the gateway itself."""
+        path = scope["path"]
+        known = path in ("/healthz", "/metrics", "/serin/routes", MODELS)
+        if not known and not path.startswith(MODELS + "/"):
+            raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
+        _require(scope, "GET")
+        if path == "/metrics":
+            text = self.metrics.exposition(self.health.ejections, self._admission.waiting)
+            return 200, [(b"content-type", CONTENT_TYPE)], text
+        if path == "/healthz":
+            return _json({"status": "ok", "generation": self.balancer.routes.generation})
+        if path == "/serin/routes":
+            return _json(self.balancer.routes)
+        if path == MODELS:
+            names = list(self.balancer.services)
+            return _json({"object": "list", "data": [_model(name) for name in names]})
+        return _json(_model(self._service(path.removeprefix(MODELS + "/")).name))
+
+    async def _watched(
+        self, scope: Message, body: bytes, deadline: float, receive: Receive, reply: Reply
+    ) -> None:
+        """Work on a request that is here whole; stop as soon as its client closes."""
+        task = asyncio.current_task()
+        assert task is not None
+        working = True
+
+        def closed(_: asyncio.Future[Message]) -> None:
+            if working and not reply.finished:
+                reply.gone = True
+                task.cancel()
+
+        watch = asyncio.ensure_future(receive())
+        watch.add_done_callback(closed)
+        try:
+            await self._admitted(scope, body, deadline, reply)
+        except asyncio.CancelledError:
+            task.uncancel()
+            if not reply.gone:  # the drain took too long
+                text = "the gateway stops; send the request again"
+                await reply.refuse(Refusal(503, text, "stopping", retry_after_seconds=1))
+        finally:
+            working = False
+            watch.cancel()
+
+    async def _admitted(self, scope: Message, body: bytes, deadline: float, reply: Reply) -> None:
+        try:
+            model = self._decoder.decode(body).model
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            text = f"the body is not a JSON object with a model: {error}"
+            raise Refusal(400, text, "invalid_body") from None
+        service = self._service(model)
+        try:
+            await self._admission.enter()
+        except Full as full:
+            text = f"the gateway is full ({full.reason}); try again"
+            raise Refusal(429, text, full.reason, retry_after_seconds=1) from None
+        try:
+            await self._draw(scope, body, deadline, service, reply)
+        finally:
+            self._admission.leave()
+
+    async def _draw(
+        self, scope: Message, body: bytes, deadline: float, service: Service, reply: Reply
+    ) -> None:
+        service = self.balancer.services.get(service.name, service)  # as it is after the wait
+        conversation = None
+        passed: CIMultiDict[str] = CIMultiDict()
+        for name, value in scope["headers"]:
+            if name == b"x-serin-conversation":
+                conversation = value[:CONVERSATION_BYTES_MAX].decode("latin-1")
+            if name not in NOT_PASSED and value.isascii():
+                passed.add(name.decode("ascii"), value.decode("ascii"))
+        passed["x-request-id"] = reply.common[0][1].decode("ascii")
+        passed["accept-encoding"] = "identity"  # answers must be readable here and cheap
+        arm = self.balancer.draw(service, conversation)
+        reply.common.append((b"x-serin-arm", arm.name.encode()))
+        series = self.metrics.series(service.name, arm)
+        job = Job(service.name, arm, series, scope["path"], passed, body, deadline)
+        await self._proxy.answer(job, reply)
+
+    def _service(self, model: str) -> Service:
+        service = self.balancer.services.get(model)
+        if service is not None:
+            return service
+        if not self.balancer.services or model in self.balancer.routes.services:
+            text = "no model is served yet; try again"
+            raise Refusal(503, text, "no_routes", retry_after_seconds=1)
+        raise Refusal(404, f"the model {model[:200]!r} does not exist", "model_not_found")
+
+    def _deadline_seconds(self, headers: dict[bytes, bytes]) -> float:
+        """The configured deadline, or less if the client asks for less."""
+        asked = headers.get(DEADLINE_HEADER.encode())
+        if asked is None:
+            return self._config.deadline_seconds
+        try:
+            seconds = float(asked)
+        except ValueError:
+            seconds = 0.0
+        if not seconds > 0:
+            text = f"{DEADLINE_HEADER} must be a positive number of seconds"
+            raise Refusal(400, text, "invalid_deadline")
+        return min(seconds, self._config.deadline_seconds)
+
+
+async def _refuse_and_linger(refusal: Refusal, receive: Receive, reply: Reply) -> None:
+    """Send the whole refusal, then read on for a moment before the connection is closed."""
+    length = (b"content-length", str(len(refusal.body)).encode())
+    await reply.start(refusal.status, [*refusal.headers, length, *CLOSING])
+    await reply.write(refusal.body)
+    left = LINGER_BYTES_MAX
+    try:
+        async with asyncio.timeout(LINGER_SECONDS_MAX):
+            more = True
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
+    except TimeoutError:
+        pass  # a client that neither sends nor closes
+    await reply.end()
+
+
+def _require(scope: Message, method: str) -> None:
+    found = scope["method"]
+    if found != method and not (found == "HEAD" and method == "GET"):
+        allow = (b"allow", method.encode())
+        text = f"{scope['path']} takes {method}, not {found}"
+        raise Refusal(405, text, "wrong_method", (allow,))
+
+
+def _json(value: Any) -> tuple[int, list[Header], bytes]:
+    return 200, [JSON], msgspec.json.encode(value)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "serin"}

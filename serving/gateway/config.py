@@ -1,0 +1,128 @@
+"""The gateway's limits and time-outs: one frozen value, from a YAML file when one is given."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from core.errors import ConfigurationError
+
+
+class GatewayConfig(BaseModel):
+    """Every number that the gateway decides by. Times are seconds, sizes bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    connections_max: int = Field(
+        default=4096, ge=1, description="open client connections; one more is answered 429"
+    )
+    idle_seconds_max: float = Field(
+        default=75.0, gt=0, description="a connection without a request is closed after this"
+    )
+    head_seconds_max: float = Field(
+        default=10.0, gt=0, description="time for a request's head to arrive (408 after)"
+    )
+    head_bytes_max: int = Field(
+        default=32768, ge=1024, description="largest request head: line and headers (431 above)"
+    )
+    body_seconds_max: float = Field(
+        default=20.0, gt=0, description="time for a request's body to arrive (408 after)"
+    )
+    body_bytes_max: int = Field(
+        default=1 << 20, ge=1024, description="largest request body (413 above)"
+    )
+    bodies_bytes_max: int = Field(
+        default=256 << 20, ge=1024, description="all request bodies in memory (429 above)"
+    )
+    concurrency_max: int = Field(
+        default=256, ge=1, description="requests in work at once; further ones wait"
+    )
+    waiting_max: int = Field(
+        default=512, ge=0, description="requests that may wait for a place (429 above)"
+    )
+    waiting_seconds_max: float = Field(
+        default=10.0, gt=0, description="longest wait for a place (429 after)"
+    )
+    deadline_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="longest time for a request; a client may ask for less (504 after)",
+    )
+    hold_seconds_max: float = Field(
+        default=30.0, ge=0, description="longest wait for a ready endpoint (503 after)"
+    )
+    connect_seconds_max: float = Field(
+        default=1.0, gt=0, description="time for a connection to an endpoint"
+    )
+    silence_seconds_max: float = Field(
+        default=45.0, gt=0, description="longest silence of an endpoint, its first byte included"
+    )
+    sends_max: int = Field(
+        default=2, ge=1, le=5, description="times that one request may be sent to an endpoint"
+    )
+    buffer_bytes_max: int = Field(
+        default=1 << 20,
+        ge=0,
+        description="an answer up to this size is sent when it is whole, so that it can be retried",
+    )
+    eject_seconds_first: float = Field(
+        default=0.5, gt=0, description="rest of a failed endpoint before its readiness is asked"
+    )
+    eject_seconds_max: float = Field(
+        default=2.0, gt=0, description="longest rest; it doubles while the endpoint stays unready"
+    )
+    probe_seconds_max: float = Field(default=1.0, gt=0, description="time for a readiness answer")
+    suspect_seconds: float = Field(
+        default=2.0, gt=0, description="an endpoint silent for this long is asked for readiness"
+    )
+    hung_probes: int = Field(
+        default=4, ge=1, description="unanswered probes in a row that make a silent endpoint hung"
+    )
+    routes_poll_seconds: float = Field(
+        default=0.025, gt=0, le=1, description="time between looks at the routes file"
+    )
+    drain_seconds_max: float = Field(
+        default=30.0, gt=0, description="after SIGTERM, longest wait for running requests"
+    )
+    series_max: int = Field(
+        default=32, ge=2, description="revisions whose counters are kept after they left the routes"
+    )
+    series_keep_seconds: float = Field(
+        default=3600.0, ge=0, description="time that the counters of such a revision are kept"
+    )
+    conversation_key: str = Field(
+        default="serin",
+        description="key of the hash that sends a conversation to an arm; a secret keeps "
+        "clients from choosing theirs",
+    )
+    seed: int | None = Field(default=None, description="seed of the draw, for tests only")
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        if self.eject_seconds_max < self.eject_seconds_first:
+            raise ValueError("eject_seconds_max is below eject_seconds_first")
+        if self.bodies_bytes_max < self.body_bytes_max:
+            raise ValueError("bodies_bytes_max is below body_bytes_max")
+        return self
+
+
+def read_config(file: Path | None) -> GatewayConfig:
+    """Return the configuration in `file` (YAML), or the defaults without one.
+
+    Raises ConfigurationError naming the file and the field that is wrong.
+    """
+    if file is None:
+        return GatewayConfig()
+    try:
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"--config {file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"--config {file} must hold one mapping of names to values")
+    try:
+        return GatewayConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "values"
+        raise ConfigurationError(f"--config {file}, {name}: {first['msg']}") from error

@@ -1,0 +1,165 @@
+"""One request from its draw to its outcome: endpoint, retries, deadline, and what is counted."""
+
+import asyncio
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import aiohttp
+from multidict import CIMultiDict
+
+from serving.gateway.balancer import Arm, Balancer, Endpoint
+from serving.gateway.config import GatewayConfig
+from serving.gateway.health import Health
+from serving.gateway.metrics import Outcome, Series
+from serving.gateway.relay import answer_headers, read_start, relay
+from serving.gateway.reply import Refusal, Reply
+from serving.gateway.upstream import READING, AttemptFailed, Upstream
+
+DEADLINE_HEADER = "x-serin-deadline-seconds"
+REVISION_HEADER = "x-serin-revision"
+
+
+@dataclass(slots=True)
+class Job:
+    """One request that has been drawn. `deadline` is in loop time."""
+
+    service: str
+    arm: Arm
+    series: Series
+    path: str
+    headers: CIMultiDict[str]
+    body: bytes
+    deadline: float
+    failed: bool = False
+    """The drawn arm failed it: an error of that arm, even if another endpoint answers."""
+
+
+class Proxy:
+    """Sends requests to endpoints until one answers or nothing safe is left to try."""
+
+    def __init__(
+        self, config: GatewayConfig, balancer: Balancer, health: Health, upstream: Upstream
+    ) -> None:
+        self._config = config
+        self._balancer = balancer
+        self._health = health
+        self._upstream = upstream
+
+    async def answer(self, job: Job, reply: Reply) -> None:
+        """Answer the client and count the outcome for the drawn arm, exactly once."""
+        job.series.draw()
+        started = time.monotonic()  # the loop's own clock counts whole milliseconds
+        outcome: Outcome = "error"
+        try:
+            async with asyncio.timeout_at(job.deadline):
+                outcome = await self._answer(job, reply)
+        except TimeoutError:
+            await reply.refuse(Refusal(504, "the deadline has passed", "deadline_passed"))
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+        except asyncio.CancelledError:
+            outcome = "cancelled" if reply.gone else "error"
+            raise
+        finally:
+            job.series.finish("error" if job.failed else outcome, time.monotonic() - started)
+
+    async def _answer(self, job: Job, reply: Reply) -> Outcome:
+        """Try endpoints; a request that may have begun somewhere is sent `sends_max` times."""
+        sends = 0
+        avoid: list[Endpoint] = []
+        hold_until = asyncio.get_running_loop().time() + self._config.hold_seconds_max
+        while True:
+            arm, endpoint = await self._endpoint(job, avoid, hold_until)
+            if arm.revision != job.arm.revision and not job.failed:
+                job.failed = True
+                job.series.retry("diverted")
+            try:
+                return await self._attempt(job, reply, arm, endpoint, sends + 1)
+            except AttemptFailed as failure:
+                job.failed = True
+                if failure.eject:
+                    self._health.eject(endpoint, failure.reason)
+                else:
+                    avoid.append(endpoint)
+                if reply.started:
+                    return "error"
+                sends += failure.sent
+                if sends >= self._config.sends_max:
+                    text = "the model's server did not answer; send the request again"
+                    raise Refusal(502, text, failure.reason) from failure
+                job.series.retry(failure.reason)
+
+    async def _endpoint(
+        self, job: Job, avoid: Collection[Endpoint], hold_until: float
+    ) -> tuple[Arm, Endpoint]:
+        """Choose an endpoint; while there is none, hold the request: one may come back."""
+        choose = self._balancer.choose
+        try:
+            async with asyncio.timeout_at(hold_until) as hold:
+                while True:
+                    found = choose(job.service, job.arm, avoid) or choose(job.service, job.arm)
+                    if found is not None:
+                        return found
+                    await self._balancer.changed()
+        except TimeoutError:
+            assert hold.expired()
+            text = f"no server of {job.service} is ready; try again"
+            raise Refusal(503, text, "not_ready", retry_after_seconds=1) from None
+
+    async def _attempt(
+        self, job: Job, reply: Reply, arm: Arm, endpoint: Endpoint, sending: int
+    ) -> Outcome:
+        """Send once. Raises AttemptFailed; `reply.started` tells if the client got a part."""
+        now = asyncio.get_running_loop().time()
+        job.headers[DEADLINE_HEADER] = f"{max(job.deadline - now, 0.001):.3f}"
+        answer: aiohttp.ClientResponse | None = None
+        endpoint.outstanding += 1
+        try:
+            with READING:
+                async with asyncio.timeout(self._config.silence_seconds_max) as limit:
+                    endpoint.waiting[limit] = now
+                    try:
+                        answer = await self._upstream.post(
+                            endpoint, job.path, job.headers, job.body
+                        )
+                        self._check(job, arm, endpoint, answer, sending)
+                        start, whole = await read_start(answer, self._config.buffer_bytes_max)
+                    finally:
+                        del endpoint.waiting[limit]
+            if whole:
+                await reply.whole(answer.status, answer_headers(answer), start)
+            else:
+                whole = await relay(answer, start, reply)
+            return _outcome(answer.status) if whole else "error"
+        finally:
+            endpoint.outstanding -= 1
+            if answer is not None:
+                answer.close()  # keeps the connection for others when the answer was read whole
+
+    def _check(
+        self,
+        job: Job,
+        arm: Arm,
+        endpoint: Endpoint,
+        answer: aiohttp.ClientResponse,
+        sending: int,
+    ) -> None:
+        """Raise AttemptFailed for an answer that another endpoint should give instead."""
+        revision = answer.headers.get(REVISION_HEADER)
+        if revision is not None and revision != endpoint.revision:
+            raise AttemptFailed("wrong_revision", sent=True)  # its port belongs to another now
+        if answer.status == 503:
+            raise AttemptFailed("status_503", sent=False)  # draining or not ready: not begun
+        if sending >= self._config.sends_max or answer.status not in (429, 500, 502):
+            return
+        other = self._balancer.choose(job.service, job.arm, (endpoint,))
+        if other is None or (answer.status == 429 and other[0].revision != arm.revision):
+            return  # a full arm sheds its load; it must not pull the other one down
+        raise AttemptFailed(f"status_{answer.status}", sent=True, eject=False)
+
+
+def _outcome(status: int) -> Outcome:
+    if status < 400:
+        return "ok"
+    return "client_error" if status < 500 and status != 429 else "error"
