@@ -5,6 +5,7 @@ The only place where the control plane reaches the data plane; it imports nothin
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -24,37 +25,36 @@ READY_SECONDS_MAX = 120.0
 STOP_SECONDS_MAX = 15.0
 ANSWER_SECONDS_MAX = 120.0
 CLIENTS = 16
+MODEL_NAME = "candidate"
+ROOT = Path(__file__).resolve().parent.parent
 LOG_TAIL_CHARACTERS = 800
 
 
 @contextlib.contextmanager
-def predictor(bundle: Path, digest: str, name: str, engine: str, log: Path) -> Iterator[str]:
-    """Run `python -m serving.predictor` on a bundle; yield its URL; stop it whatever happens.
+def model(bundle: Path, digest: str, engine: str, log: Path, max_tokens: int) -> Iterator[Answer]:
+    """Run `python -m serving.predictor` on a bundle; yield its greedy answers; stop it at the end.
 
-    Raises UnavailableError with the end of its log when it does not become ready in time.
+    Starting does not wait: several models come up side by side, the first question waits. A
+    question raises UnavailableError with the end of the log when the process does not become
+    ready, or when a request fails: an evaluation with holes is no evaluation.
     """
     with tempfile.TemporaryDirectory() as folder, log.open("ab") as output:
         port_file = Path(folder) / "port"
         command = [sys.executable, "-m", "serving.predictor", "--bundle", str(bundle)]
-        command += ["--model-name", name, "--model-version", "evaluation", "--http-port", "0"]
+        command += ["--model-name", MODEL_NAME, "--model-version", "evaluation", "--http-port", "0"]
         command += ["--port-file", str(port_file), "--engine", engine, "--expected-digest", digest]
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, cwd=ROOT
+        )
+        url = functools.cache(lambda: _wait_until_ready(process, port_file, log))
+
+        def answer(prompts: Sequence[tuple[Message, ...]]) -> Sequence[str]:
+            return asyncio.run(_ask_all(url(), max_tokens, prompts))
+
         try:
-            yield _wait_until_ready(process, port_file, log)
+            yield answer
         finally:
             _stop(process)
-
-
-def answering(url: str, model: str, max_tokens: int) -> Answer:
-    """Return a callable that asks the predictor at `url` greedily, CLIENTS requests at a time.
-
-    Raises UnavailableError when a request fails: an evaluation with holes is no evaluation.
-    """
-
-    def answer(prompts: Sequence[tuple[Message, ...]]) -> Sequence[str]:
-        return asyncio.run(_ask_all(url, model, max_tokens, prompts))
-
-    return answer
 
 
 def remembering(answer: Answer, path: Path) -> Answer:
@@ -106,9 +106,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-async def _ask_all(
-    url: str, model: str, max_tokens: int, prompts: Sequence[tuple[Message, ...]]
-) -> list[str]:
+async def _ask_all(url: str, max_tokens: int, prompts: Sequence[tuple[Message, ...]]) -> list[str]:
     import httpx
 
     slots = asyncio.Semaphore(CLIENTS)
@@ -116,7 +114,7 @@ async def _ask_all(
 
         async def ask(messages: tuple[Message, ...]) -> str:
             body = {
-                "model": model,
+                "model": MODEL_NAME,
                 "messages": msgspec.to_builtins(messages),
                 "max_tokens": max_tokens,
                 "temperature": 0,

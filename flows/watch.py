@@ -1,0 +1,19 @@
+"""Each minute: is what serves healthy, and is there a release to take back or to start?"""
+
+from typing import Any
+
+from prefect import flow
+
+from tasks.recovering import look_around, start_next, take_back
+from validation.canary import CanaryConfig
+
+
+@flow(name="watch", log_prints=False)
+def watch(canary: CanaryConfig = CanaryConfig()) -> Any:  # noqa: B008  frozen
+    """Read health and metrics; roll a bad canary back; start what waits for its turn."""
+    seen = look_around(canary)
+    if seen.bad_release is not None:
+        take_back(seen.bad_release, seen.reason)
+    if seen.startable is not None:
+        start_next(seen.startable)
+    return seen.summary

@@ -1,0 +1,104 @@
+"""From the user's files to a snapshot and an evaluation set: the lake's steps as tasks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from core.contracts import Figure, Record, SnapshotRef
+from core.errors import InputError
+from core.settings import Settings
+from lake.config import IngestConfig
+from lake.evaluation import evaluation_set
+from lake.replay import earlier_rows
+from lake.snapshots import create_snapshot, flagged_versions
+from lake.sources import list_days
+from lake.table import IngestReport, Lake
+from tasks.stable import stable_version
+from tasks.stages import LOG, DayRun, stage
+
+EVALUATION_NAME = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What came in: one report per day file."""
+
+    reports: tuple[IngestReport, ...]
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """Rows in, kept, duplicates and quarantined over all files."""
+        names = ("rows_in", "kept", "duplicates", "quarantined")
+        return {name: sum(getattr(report, name) for report in self.reports) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """On what a candidate is judged; the records are in a file, so that tasks stay light."""
+
+    path: str
+    rows: int
+    new_slices: tuple[str, ...]
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """How many records, and how many slices never seen before."""
+        return {"rows": self.rows, "new_slices": len(self.new_slices)}
+
+    def records(self) -> list[Record]:
+        """Read the records back."""
+        return msgspec.json.decode(Path(self.path).read_bytes(), type=list[Record])
+
+
+def open_lake() -> Lake:
+    """Open the lake that the settings name."""
+    return Lake(Settings.read().lake_uri)
+
+
+def earlier_training(snapshot: SnapshotRef, rows_max: int) -> list[Record]:
+    """Return a bounded draw of the unflagged training rows before a snapshot's range."""
+    flagged = flagged_versions(snapshots_folder())
+    return earlier_rows(open_lake(), snapshot.version_first, flagged, rows_max)
+
+
+def snapshots_folder() -> Path:
+    """Return the folder of snapshots and their flags."""
+    return Settings.read().folder("snapshots")
+
+
+@stage("ingest", retries=2)
+def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
+    """Read the day files into the lake through the record contract; known files add nothing."""
+    from validation.records import check_rows
+
+    lake = open_lake()
+    excluded = [config.evaluation.uri] if config.evaluation.uri else []
+    listing = list_days(config.data, config.pattern, excluded)
+    files = [file for file in listing.days if day is None or file.day == day]
+    if not files:
+        names = ", ".join(file.day for file in listing.days)
+        raise InputError(f"there is no day {day} under {config.data}; found: {names}")
+    for name in listing.left_out:
+        LOG.info("%s  not a day: %s", run.label, name)
+    return Arrived(tuple(lake.ingest_day(file, config, check_rows) for file in files))
+
+
+@stage("snapshot", retries=1)
+def cut_snapshot(run: DayRun, config: IngestConfig) -> SnapshotRef | None:
+    """Cut everything after stable's range, minus flagged versions; None when it is too little."""
+    stable = stable_version()
+    folder = snapshots_folder()
+    after = None if stable is None else stable.version_last
+    return create_snapshot(open_lake(), after, flagged_versions(folder), folder, config.rows_min)
+
+
+@stage("evaluation set", retries=1)
+def choose_evaluation(run: DayRun, config: IngestConfig, snapshot: SnapshotRef) -> Evaluation:
+    """Choose what to judge on: the given file, earlier held-out rows, vouched-for new slices."""
+    from validation.records import check_rows
+
+    chosen = evaluation_set(config, open_lake(), snapshot, snapshots_folder(), check_rows)
+    path = run.path(EVALUATION_NAME)
+    path.write_bytes(msgspec.json.encode(chosen.records))
+    return Evaluation(str(path), len(chosen.records), tuple(chosen.new_slices))
