@@ -9,8 +9,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import ConfigurationError
+from core.manifests import BundleManifest
 
 PREFIX = "SERIN_PREDICTOR_"
+CONCURRENCY = 64
 
 
 class PredictorConfig(BaseModel):
@@ -27,8 +29,8 @@ class PredictorConfig(BaseModel):
     choices_max: int = Field(
         default=8, ge=1, description="most answers (n times prompts) that one request may ask for"
     )
-    concurrency: int = Field(
-        default=64, ge=1, description="answers in work at once; further requests wait"
+    concurrency: int | None = Field(
+        default=None, ge=1, description="answers in work at once; empty: as the bundle says"
     )
     queue_requests_max: int = Field(
         default=256, ge=0, description="requests that may wait; one more is refused with 429"
@@ -45,18 +47,18 @@ class PredictorConfig(BaseModel):
     threads: int = Field(
         default=0, ge=0, description="CPU threads of the engine; 0 leaves the choice to the engine"
     )
-    cache_size_gb: int = Field(
-        default=1, ge=1, description="upper bound of the openvino engine's KV cache, in GB"
+    cache_gigabytes: float | None = Field(
+        default=None,
+        gt=0,
+        description="openvino: KV cache in GB at most; empty: as the bundle says",
     )
-    batched_tokens_max: int = Field(
-        default=512, ge=16, description="openvino: most tokens computed in one step"
+    batched_tokens_max: int | None = Field(
+        default=None, ge=16, description="openvino: tokens per step; empty: as the bundle says"
     )
-    prefix_caching: bool = Field(
-        default=True, description="openvino: reuse the cache of common prompt beginnings"
-    )
-    split_fuse: bool = Field(
-        default=True, description="openvino: mix parts of long prompts into decoding steps"
-    )
+
+    def concurrency_for(self, manifest: BundleManifest) -> int:
+        """Return how many answers are worked on at once: this, else the bundle's, else 64."""
+        return self.concurrency or int(manifest.settings.get("sequences_max") or CONCURRENCY)
 
     @model_validator(mode="after")
     def _default_below_ceiling(self) -> "PredictorConfig":

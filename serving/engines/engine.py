@@ -55,10 +55,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is: answers in work, and the share 0..1 of its KV cache in use."""
+    """How busy an engine is: answers in work, and the share 0..1 of its KV cache in use.
+
+    An engine that is not `alive` never answers again: its process must be replaced.
+    """
 
     answers: int
     cache_usage: float
+    alive: bool = True
 
 
 class Engine(Protocol):

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import InputError, UnavailableError
+import msgspec
+
+from core.errors import InputError, IntegrityError, UnavailableError
 from core.manifests import BundleManifest
 from serving.engines.engine import (
     EngineLoad,
@@ -30,6 +32,11 @@ log = logging.getLogger("serin.openvino")
 
 WARM_UP_TOKENS = 4
 SEED_BITS = 32
+BLOCK_TOKENS = 32
+"""Tokens per cache block of OpenVINO GenAI on a CPU."""
+CACHE_BYTES = {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}
+CACHE_GIGABYTES = 1.0
+BATCHED_TOKENS_MAX = 512
 FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
 STOP_WAIT_SECONDS = 5.0
 DEFAULT_INFERENCE_PRECISION = "f32"
@@ -66,16 +73,10 @@ class OpenVinoEngine:
         import openvino_genai
 
         self._genai = openvino_genai
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = self._config.cache_size_gb
-        scheduler.max_num_batched_tokens = self._config.batched_tokens_max
-        scheduler.max_num_seqs = self._config.concurrency
-        scheduler.enable_prefix_caching = self._config.prefix_caching
-        scheduler.dynamic_split_fuse = self._config.split_fuse
         try:
             self._tokenizer = openvino_genai.Tokenizer(str(self._folder))
             self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-                str(self._folder), self._tokenizer, scheduler, "CPU", **self._properties()
+                str(self._folder), self._tokenizer, self._scheduler(), "CPU", **self._properties()
             )
             self._defaults = self._pipeline.get_config()
             self._warm_up()
@@ -118,7 +119,8 @@ class OpenVinoEngine:
 
     def load(self) -> EngineLoad:
         """Return the answers in work and the share of the KV cache in use."""
-        return EngineLoad(len(self._active) + len(self._arrived), self._cache_usage)
+        answers = len(self._active) + len(self._arrived)
+        return EngineLoad(answers, self._cache_usage, self._failure is None)
 
     def stop(self) -> None:
         """End the stepping thread."""
@@ -127,6 +129,20 @@ class OpenVinoEngine:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(STOP_WAIT_SECONDS)
+
+    def _scheduler(self) -> Any:
+        settings = self._manifest.settings
+        scheduler = self._genai.SchedulerConfig()
+        scheduler.max_num_seqs = self._config.concurrency_for(self._manifest)
+        tokens = self._config.batched_tokens_max or settings.get("batched_tokens_max")
+        scheduler.max_num_batched_tokens = int(tokens or BATCHED_TOKENS_MAX)
+        scheduler.enable_prefix_caching = bool(settings.get("prefix_caching", True))
+        scheduler.dynamic_split_fuse = bool(settings.get("dynamic_split_fuse", True))
+        gigabytes = self._config.cache_gigabytes or settings.get("cache_gigabytes")
+        scheduler.num_kv_blocks = cache_blocks(
+            self._folder, self._manifest, float(gigabytes or CACHE_GIGABYTES)
+        )
+        return scheduler
 
     def _properties(self) -> dict[str, str | int]:
         settings = self._manifest.settings
@@ -146,7 +162,7 @@ class OpenVinoEngine:
             self._pipeline.step()
         if not handle.can_read():
             raise UnavailableError(
-                f"{self._folder} gave no token at warm-up; raise cache_size_gb or build it again"
+                f"{self._folder} gave no token at warm-up; raise cache_gigabytes or build it again"
             )
 
     def _add(self, number: int, ids: tuple[int, ...], sampling: Sampling) -> Any:
@@ -232,6 +248,33 @@ class OpenVinoEngine:
         self._send([(ticket, failure) for ticket in tickets])
 
 
+class _Shape(msgspec.Struct):
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_size: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+
+
+def cache_blocks(folder: Path, manifest: BundleManifest, gigabytes: float) -> int:
+    """Return how many 32-token blocks fit into `gigabytes`; at least room for two prompts.
+
+    The pipeline's own setting counts whole gigabytes only, which is too coarse for small models.
+    """
+    try:
+        shape = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Shape)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise IntegrityError(f"{folder}/config.json: {error}; build the bundle again") from error
+    head = shape.head_dim or shape.hidden_size // shape.num_attention_heads
+    heads = shape.num_key_value_heads or shape.num_attention_heads
+    width = CACHE_BYTES.get(str(manifest.settings.get("kv_cache_precision")), 4)
+    # Quantised caches keep a scale and a zero point, two floats, beside each head's vector.
+    vector = head * width + (8 if width == 1 else 0)
+    block = 2 * shape.num_hidden_layers * heads * vector * BLOCK_TOKENS
+    prompt = -(-manifest.context_length // BLOCK_TOKENS) + 1
+    return max(int(gigabytes * 1e9) // block, 2 * prompt)
+
+
 def _read(work: _Work) -> tuple[bool, FinishReason | None]:
     """Move a handle's new ids into its ticket; return whether it moved, and why it ended."""
     moved, reason = False, None
@@ -249,7 +292,7 @@ def _put_all(items: list[tuple[Ticket, Piece | UnavailableError]]) -> None:
 
 
 def _too_large() -> UnavailableError:
-    return UnavailableError("the prompt does not fit the KV cache; raise cache_size_gb")
+    return UnavailableError("the prompt does not fit the KV cache; raise cache_gigabytes")
 
 
 def _last_line(error: BaseException) -> str:

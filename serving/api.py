@@ -1,0 +1,188 @@
+"""The predictor's own routes: OpenAI-style chat, text and models, identity and metrics."""
+
+import math
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.answering import Answering, Prepared
+from serving.answers import DONE, AnswerForm, Choice, model_card
+from serving.api_errors import ApiError, draining, model_not_found
+from serving.connections import (
+    CLIENT_GONE_STATUS,
+    ClientGone,
+    Ending,
+    EventStream,
+    error_response,
+    read_body,
+    unless_gone,
+)
+from serving.lifecycle import Identity, Lifecycle
+from serving.predictor_config import PredictorConfig
+from serving.predictor_metrics import PredictorMetrics
+from serving.protocol import ChatRequest, Job, TextRequest, parse_chat, parse_text
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+JSON = "application/json"
+DEADLINE_HEADER = "x-serin-deadline-seconds"
+Parse = Callable[[bytes, tuple[str, ...], PredictorConfig], Job]
+
+
+class PredictorApi:
+    """Answers requests with one model."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: PredictorConfig,
+        answering: Answering,
+        metrics: PredictorMetrics,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._identity = identity
+        self._config = config
+        self._answering = answering
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self._created = int(time.time())
+
+    def add_to(self, app: "FastAPI") -> None:
+        """Register every route of this file."""
+        chat, text = _body(ChatRequest), _body(TextRequest)
+        post: dict[str, Any] = {"methods": ["POST"], "response_model": None}
+        get: dict[str, Any] = {"methods": ["GET"], "response_model": None}
+        app.add_api_route("/openai/v1/chat/completions", self.chat, openapi_extra=chat, **post)
+        app.add_api_route("/openai/v1/completions", self.text, openapi_extra=text, **post)
+        app.add_api_route("/openai/v1/models", self.models, **get)
+        app.add_api_route("/openai/v1/models/{name}", self.model, **get)
+        app.add_api_route("/serin/identity", self.identity, **get)
+        app.add_api_route("/metrics", self.metrics, **get)
+
+    async def chat(self, request: Request) -> Response:
+        """POST /openai/v1/chat/completions."""
+        return await self._serve(request, parse_chat)
+
+    async def text(self, request: Request) -> Response:
+        """POST /openai/v1/completions."""
+        return await self._serve(request, parse_text)
+
+    async def models(self) -> Response:
+        """GET /openai/v1/models."""
+        cards = [model_card(name, self._created) for name in self._identity.names]
+        return Response(msgspec.json.encode({"object": "list", "data": cards}), media_type=JSON)
+
+    async def model(self, name: str) -> Response:
+        """GET /openai/v1/models/NAME."""
+        if name not in self._identity.names:
+            return error_response(model_not_found(name, self._identity.names))
+        return Response(msgspec.json.encode(model_card(name, self._created)), media_type=JSON)
+
+    async def identity(self) -> Response:
+        """GET /serin/identity: which bundle this process answers with."""
+        return Response(msgspec.json.encode(self._identity), media_type=JSON)
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics, for Prometheus."""
+        body, content_type = self._metrics.exposition(request.headers.get("accept"))
+        return Response(body, headers={"content-type": content_type})
+
+    async def _serve(self, request: Request, parse: Parse) -> Response:
+        ending = Ending(self._metrics)
+        try:
+            if self._lifecycle.draining:
+                raise draining()
+            deadline_seconds = self._deadline(request)
+            body = await read_body(request, self._config.body_bytes_max)
+            job = parse(body, self._identity.names, self._config)
+            prepared = await self._answering.prepare(job, ending.arrived_seconds, deadline_seconds)
+            form = AnswerForm(self._identity.served_as, job.chat)
+            if job.stream:
+                return await self._stream(request, prepared, form, ending)
+            answer = await unless_gone(request.receive, self._whole(prepared, form))
+            ending.finish("ok")
+            return Response(answer, media_type=JSON)
+        except ApiError as error:
+            ending.finish(error.outcome)
+            return error_response(error)
+        except ClientGone:
+            ending.finish("cancelled")
+            return Response(status_code=CLIENT_GONE_STATUS)
+        except Exception:
+            ending.finish("error")
+            raise
+
+    async def _whole(self, prepared: Prepared, form: AnswerForm) -> bytes:
+        job = prepared.job
+        choices = [Choice() for _ in range(len(job.prompts) * job.choices)]
+        async with aclosing(self._answering.answer(prepared)) as pieces:
+            async for index, piece in pieces:
+                choices[index].add(piece)
+        self._metrics.tokens(prepared.prompt_tokens, sum(choice.tokens for choice in choices))
+        return form.whole(choices, prepared.prompt_tokens)
+
+    async def _stream(
+        self, request: Request, prepared: Prepared, form: AnswerForm, ending: Ending
+    ) -> Response:
+        events = self._events(prepared, form)
+        try:
+            first = await unless_gone(request.receive, _next(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        return EventStream(first, events, prepared.ends_at, ending)
+
+    async def _events(self, prepared: Prepared, form: AnswerForm) -> AsyncGenerator[bytes, None]:
+        tokens: dict[int, int] = {}
+        async with aclosing(self._answering.answer(prepared)) as pieces:
+            async for index, piece in pieces:
+                opening = b"" if index in tokens else form.opening(index)
+                tokens[index] = piece.completion_tokens
+                yield opening + form.piece(index, piece)
+        completion_tokens = sum(tokens.values())
+        self._metrics.tokens(prepared.prompt_tokens, completion_tokens)
+        last = b""
+        if prepared.job.include_usage:
+            last = form.counts(prepared.prompt_tokens, completion_tokens)
+        yield last + DONE
+
+    def _deadline(self, request: Request) -> float:
+        text = request.headers.get(DEADLINE_HEADER)
+        if text is None:
+            return self._config.deadline_seconds
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ApiError(
+                f"{DEADLINE_HEADER} must be a number of seconds above 0.", param=DEADLINE_HEADER
+            )
+        return min(seconds, self._config.deadline_seconds)
+
+
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(events)
+
+
+def _body(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the OpenAPI description of a request body, without references."""
+    schema = msgspec.json.schema(kind)
+    content = {JSON: {"schema": _inlined(schema, schema["$defs"])}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inlined(item, parts) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {name: _inlined(value, parts) for name, value in schema.items() if name != "$defs"}

@@ -1,0 +1,139 @@
+"""One predictor process: verifies a bundle, warms its engine, answers OpenAI-style requests.
+
+Exit codes: 0 drained, 1 the engine died, 2 wrong options, 3 the bundle is not what it should be,
+4 the engine did not start.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from core.errors import ConfigurationError, IntegrityError, SerinError, UnavailableError
+from core.manifests import BundleManifest, verify_bundle
+from core.settings import Settings
+from serving.admission import Admission
+from serving.answering import Answering
+from serving.api import PredictorApi
+from serving.engines.engine import Engine
+from serving.engines.faults import FaultyEngine, control_file
+from serving.engines.openvino import OpenVinoEngine
+from serving.engines.reference import ReferenceEngine
+from serving.lifecycle import Identity, Lifecycle
+from serving.model_server import Site, bind, build_model, build_server, load_kserve
+from serving.predictor_config import PredictorConfig, read_config
+from serving.predictor_metrics import PredictorMetrics
+
+log = logging.getLogger("serin.predictor")
+
+ENGINES: dict[str, Callable[[Path, BundleManifest, PredictorConfig], Engine]] = {
+    "openvino": OpenVinoEngine,
+    "reference": ReferenceEngine,
+}
+EXIT_CODES: tuple[tuple[type[SerinError], int], ...] = (
+    (ConfigurationError, 2),
+    (IntegrityError, 3),
+    (UnavailableError, 4),
+)
+ENGINE_DIED = 1
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m serving.predictor", description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="folder of the serving bundle")
+    parser.add_argument("--model-name", required=True, help="name that requests ask for")
+    parser.add_argument("--model-version", required=True, help="registered version of the model")
+    parser.add_argument("--revision", help="revision's name; default NAME-0000VERSION")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--http-port", type=int, default=0, help="0 takes a free port")
+    parser.add_argument("--port-file", type=Path, help="written when ready; holds the port")
+    parser.add_argument("--engine", choices=sorted(ENGINES), help="default: SERIN_ENGINE, openvino")
+    parser.add_argument("--expected-digest", help="refuse any other bundle")
+    parser.add_argument("--threads", type=int, help="CPU threads of the engine; 0: its own choice")
+    parser.add_argument("--config", type=Path, help="PredictorConfig as JSON or YAML")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one predictor until it is told to stop; return its exit code."""
+    given = options(arguments)
+    configure_log()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # asked to stop while still loading
+    try:
+        return run(given)
+    except SerinError as error:
+        log.error("%s", error)
+        return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Load, serve and drain. Raises ConfigurationError, IntegrityError or UnavailableError."""
+    config = read_config(given.config, os.environ, given.threads)
+    settings = Settings.read()
+    manifest = verify_bundle(given.bundle, given.expected_digest)
+    identity = Identity(
+        bundle_digest=manifest.digest,
+        model_version=given.model_version,
+        model_name=given.model_name,
+        revision=given.revision or f"{given.model_name}-{given.model_version:0>5}",
+        engine=given.engine or settings.engine,
+        pid=os.getpid(),
+    )
+    engine = make_engine(identity, given.bundle, manifest, config, settings)
+    engine.start()
+    load_kserve()
+    site = Site(
+        identity=identity,
+        lifecycle=Lifecycle(),
+        engine=engine,
+        listener=bind(given.host, given.http_port),
+        port_file=given.port_file,
+        drain_seconds=config.drain_seconds,
+    )
+    metrics = PredictorMetrics(identity.model_version)
+    admission = Admission(config.concurrency_for(manifest), config.queue_requests_max)
+    metrics.watch(lambda: admission.waiting, lambda: admission.running, engine.load)
+    answering = Answering(engine, admission, metrics)
+    api = PredictorApi(identity, config, answering, metrics, site.lifecycle)
+    server = build_server(site, api)
+    server.start([build_model(identity.model_name, engine, site.lifecycle)])
+    engine.stop()
+    return ENGINE_DIED if site.failed else 0
+
+
+def make_engine(
+    identity: Identity,
+    bundle: Path,
+    manifest: BundleManifest,
+    config: PredictorConfig,
+    settings: Settings,
+) -> Engine:
+    """Return the engine, behind the fault switch where faults are allowed."""
+    if identity.engine not in ENGINES:
+        raise ConfigurationError(f"engine {identity.engine}: choose {', '.join(sorted(ENGINES))}")
+    engine = ENGINES[identity.engine](bundle, manifest, config)
+    file = control_file(settings.home, identity.revision)
+    if settings.allow_faults:
+        return FaultyEngine(engine, file)
+    if file.exists():
+        log.warning("fault switch %s refused: SERIN_ALLOW_FAULTS is not 1", file)
+    return engine
+
+
+def configure_log() -> None:
+    """Log to stderr, one short line per event; silence libraries below a warning."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("serin").setLevel(logging.INFO)
+    # A handler keeps kserve from adding its own; the level, from a stack trace per failed probe.
+    logging.getLogger("kserve").addHandler(logging.NullHandler())
+    logging.getLogger("kserve").setLevel(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The predictor's Prometheus metrics: one registry, the model version on every series."""
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from core.contracts import LATENCY_BUCKETS_SECONDS
+from serving.engines.engine import EngineLoad
+
+LABEL = "model_version"
+OUTCOMES = ("ok", "client_error", "refused", "expired", "cancelled", "error")
+
+
+class PredictorMetrics:
+    """Counters of one predictor. Durations in seconds, from a request's arrival."""
+
+    def __init__(self, model_version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per series that nobody reads
+        self._registry = CollectorRegistry()
+        self._version = model_version
+        ProcessCollector(registry=self._registry)
+        requests = self._counter("requests", "Requests by how they ended", "outcome")
+        self._requests = {outcome: requests.labels(model_version, outcome) for outcome in OUTCOMES}
+        self._latency = self._histogram("request_seconds", "Time to the whole answer, if any")
+        self._first_token = self._histogram("first_token_seconds", "Time to the first token")
+        tokens = "Tokens of prompts answered", "Tokens generated"
+        self._prompt_tokens = self._counter("prompt_tokens", tokens[0]).labels(model_version)
+        self._completion_tokens = self._counter("generated_tokens", tokens[1]).labels(model_version)
+
+    def watch(
+        self,
+        waiting: Callable[[], int],
+        running: Callable[[], int],
+        load: Callable[[], EngineLoad],
+    ) -> None:
+        """Read the gauges from these when somebody scrapes."""
+        self._gauge("queue_requests", "Requests waiting for a slot", waiting)
+        self._gauge("running_answers", "Slots taken by answers in work", running)
+        self._gauge("engine_answers", "Answers inside the engine", lambda: load().answers)
+        usage = "Share of the KV cache in use"
+        self._gauge("cache_usage_ratio", usage, lambda: load().cache_usage)
+
+    def finished(self, outcome: str, seconds: float) -> None:
+        """Count a request. Only answers and our own failures enter the latency histogram."""
+        self._requests[outcome].inc()
+        if outcome in ("ok", "expired", "error"):
+            self._latency.observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """Note a request's time to its first token."""
+        self._first_token.observe(seconds)
+
+    def tokens(self, prompt: int, completion: int) -> None:
+        """Count the tokens of an answered request."""
+        self._prompt_tokens.inc(prompt)
+        self._completion_tokens.inc(completion)
+
+    def exposition(self, accept: str | None) -> tuple[bytes, str]:
+        """Return the metrics' text and its content type."""
+        encoder, content_type = choose_encoder(accept or "")
+        return encoder(self._registry), content_type
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"serin_predictor_{name}", text, (LABEL, *labels), registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        made = Histogram(
+            f"serin_predictor_{name}",
+            text,
+            (LABEL,),
+            registry=self._registry,
+            buckets=LATENCY_BUCKETS_SECONDS,
+        )
+        return made.labels(self._version)
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        gauge = Gauge(f"serin_predictor_{name}", text, (LABEL,), registry=self._registry)
+        gauge.labels(self._version).set_function(value)
