@@ -147,7 +147,7 @@ def _measure(
     report: Path | None,
 ) -> dict[str, float]:
     """Run Evidently: the distance of each column, and the report as HTML."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
     import pandas
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
