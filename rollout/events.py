@@ -116,7 +116,7 @@ def plain(value: Any) -> Any:
 
 def body_text(body: Mapping[str, Any]) -> str:
     """Return an event's body as canonical JSON text."""
-    return canonical_json(plain(body)).decode()
+    return canonical_json(plain(msgspec.to_builtins(body))).decode()
 
 
 def serving_text(shares: Iterable[ServingShare]) -> str:

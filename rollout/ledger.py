@@ -23,6 +23,7 @@ from rollout.writer import Writer, in_states, one_release, read_head, read_relea
 T = TypeVar("T")
 PROBLEMS_MAX = 100
 NAMESPACE = "default"
+TOUCHED_STATES = (ReleaseState.PROMOTED, ReleaseState.ROLLED_BACK)
 
 
 class Ledger:
@@ -45,6 +46,11 @@ class Ledger:
     def close(self) -> None:
         """Close the connections."""
         self._database.close()
+
+    @property
+    def now(self) -> str:
+        """The time that events get now, UTC ISO."""
+        return to_iso(self._clock())
 
     def write(self, work: Callable[[Writer], T]) -> T:
         """Run `work` as one transaction, alone among writers: all of it is kept, or nothing."""
@@ -110,6 +116,28 @@ class Ledger:
         )
         return self._database.read(lambda connection: read_releases(connection, query))
 
+    def failed_first(self) -> list[Release]:
+        """First releases that were rolled back, of services where nothing has begun since."""
+        newer = RELEASES.alias()
+        since = select(newer.c.release_id).where(
+            newer.c.namespace == RELEASES.c.namespace,
+            newer.c.service == RELEASES.c.service,
+            newer.c.release_id != RELEASES.c.release_id,
+            or_(
+                newer.c.state.in_([str(state) for state in HELD_STATES]),
+                and_(
+                    newer.c.state.in_([str(state) for state in TOUCHED_STATES]),
+                    newer.c.final_seq > RELEASES.c.final_seq,
+                ),
+            ),
+        )
+        query = select(RELEASES).where(
+            RELEASES.c.kind == "first",
+            RELEASES.c.state == str(ReleaseState.ROLLED_BACK),
+            ~since.exists(),
+        )
+        return self._database.read(lambda connection: read_releases(connection, query))
+
     def events(
         self,
         since: int = 0,
@@ -160,7 +188,8 @@ class Ledger:
 
         def work(connection: Connection) -> tuple[ServingShare, ...]:
             row = connection.execute(query).mappings().first()
-            return read_event(dict(row)).serving if row else ()
+            shares = read_event(dict(row)).serving if row else ()
+            return tuple(share for share in shares if share.percent)
 
         return self._database.read(work)
 

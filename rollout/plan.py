@@ -38,8 +38,6 @@ class ReleasePlan(BaseModel):
     @model_validator(mode="after")
     def _shares_rise_to_all(self) -> Self:
         rising = all(low < high for low, high in zip(self.shares, self.shares[1:], strict=False))
-        if not self.shares or self.shares[0] < 1 or self.shares[-1] != 100 or not rising:
-            raise ValueError(
-                "shares must rise from 1 or more to exactly 100, such as 5, 15, 50, 100"
-            )
+        if len(self.shares) < 2 or self.shares[0] < 1 or self.shares[-1] != 100 or not rising:
+            raise ValueError("shares must rise from 1 or more to exactly 100, such as 5, 50, 100")
         return self

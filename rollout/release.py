@@ -79,7 +79,8 @@ class Approval:
 class Release:
     """One attempt to move a candidate to stable. Times are UTC ISO text, None where not reached.
 
-    `share` is the canary percent last intended. `before` was recorded before anything was touched;
+    `share` is the canary percent last intended, `applied_share` the last one known to be written.
+    `before` was recorded before anything was touched;
     `goal` is what a rollback must reach (None with state ROLLING_BACK: no service at all).
     `lease_until` is in seconds of the ledger database's clock. `fence_version` is a
     resourceVersion that must have changed before the release may finish: a patch of unknown
@@ -99,6 +100,7 @@ class Release:
     lease_until: float = 0.0
     writes: int = 0
     share: int = 0
+    applied_share: int = 0
     revision: str = ""
     before: ServiceState | None = None
     goal: ServiceState | None = None

@@ -99,33 +99,38 @@ class Writer:
 
     def take_over(
         self,
-        release_id: str,
-        epoch: int,
+        release: Release,
         holder: str,
-        event: str,
+        event: str | None,
         body: Mapping[str, Any],
+        serving: Iterable[ServingShare] = (),
         only_stale: bool = False,
         **changes: Any,
     ) -> Release:
         """Raise the epoch, so that whoever held the release cannot write any more, and hold it.
 
-        Raises ConflictError when somebody else took it first, or when `only_stale` and the lease
-        has not run out.
+        Without an `event` it is the same holder again. Raises ConflictError when somebody else
+        was faster, or when `only_stale` and the lease has not run out.
         """
-        found = self.release(release_id)
-        if found.epoch != epoch:
-            raise ConflictError(f"release {release_id} was taken over by {found.holder}")
+        found = self.release(release.release_id)
+        if (found.epoch, found.state) != (release.epoch, release.state):
+            raise ConflictError(
+                f"release {found.release_id} is {found.state}, held by {found.holder}"
+            )
         if only_stale and found.lease_until > self._lease_now:
-            raise ConflictError(f"release {release_id} is held by {found.holder}")
+            raise ConflictError(f"release {found.release_id} is held by {found.holder}")
         taken = dataclasses.replace(
             found,
             **changes,
-            epoch=epoch + 1,
+            epoch=found.epoch + 1,
             holder=holder,
             lease_until=self._lease_now + found.plan.lease_seconds,
             writes=found.writes + 1,
         )
-        return self._store(taken, event, {**body, "from_holder": found.holder}, ())
+        if event is None:
+            self._update(taken)
+            return taken
+        return self._store(taken, event, {**body, "from_holder": found.holder}, serving)
 
     def _check(self, release: Release) -> None:
         found = self.release(release.release_id)
