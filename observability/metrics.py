@@ -1,0 +1,226 @@
+"""Reads a gateway's counters over HTTP and sums them up per arm. Judges nothing.
+
+Kept light (no HTTP library): the watch of every minute and the status command import it.
+"""
+
+import http.client
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from core.contracts import LATENCY_BUCKETS_SECONDS, ArmCounters, CounterSample
+from core.counters import ArmIncrease, histogram_quantile, increase
+from core.errors import UnavailableError
+
+PREFIX = "serin_gateway_"
+SCRAPE_BYTES_MAX = 64 << 20
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSummary:
+    """One arm over a span of time; latencies in seconds, NaN without a request."""
+
+    revision: str
+    draws: int
+    requests: int
+    errors: int
+    error_share: float
+    p50_seconds: float
+    p95_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Both arms over `seconds`; an arm is None when the later scrape has none."""
+
+    seconds: float
+    share: float
+    stable: ArmSummary | None
+    canary: ArmSummary | None
+
+
+def scrape(url: str, service: str, timeout_seconds: float = 5.0) -> CounterSample:
+    """Read the counters of one service from the gateway at `url` (http://host:port).
+
+    The arms are those of the routes in force: after a promotion the new revision is stable, and
+    its counters as the stable arm start at 0. Raises UnavailableError when the gateway does not
+    answer in time, or answers something else.
+    """
+    text = _fetch(url, timeout_seconds)
+    return parse_sample(text, service, time.time())
+
+
+def parse_sample(text: str, service: str, time_seconds: float) -> CounterSample:
+    """Return one service's counters from an exposition. Raises UnavailableError if it is none.
+
+    A service that the gateway has no routes for gives a sample without arms.
+    """
+    share, arms = 0.0, {}
+    counts: dict[tuple[str, str], _Counts] = {}
+    for name, labels, value in _series(text):
+        if labels.get("service") != service:
+            continue
+        key = labels.get("arm", ""), labels.get("revision", "")
+        if name == PREFIX + "declared_share":
+            share = value
+        elif name == PREFIX + "arm":
+            arms[key[0]] = key[1]
+        else:
+            counts.setdefault(key, _Counts()).add(name, labels, value)
+    found = {
+        arm: counts.get((arm, revision), _Counts()).counters(revision)
+        for arm, revision in arms.items()
+    }
+    return CounterSample(time_seconds, share, found.get("stable"), found.get("canary"))
+
+
+def quantile(buckets_increase: Sequence[float], q: float) -> float:
+    """The latency in seconds that a share `q` of the requests stayed below, in all of them.
+
+    `buckets_increase` are cumulative counts at core.contracts.LATENCY_BUCKETS_SECONDS, followed
+    by the count of all requests (the +Inf bucket). Prometheus' histogram_quantile.
+    """
+    *buckets, requests = buckets_increase
+    return histogram_quantile(q, buckets, requests)
+
+
+def summary(then: CounterSample, now: CounterSample) -> Summary:
+    """Sum up what happened between two scrapes, counter resets included (Prometheus' increase).
+
+    An arm that `then` did not have, or had with another revision, is counted from 0.
+    """
+    return Summary(
+        seconds=now.time_seconds - then.time_seconds,
+        share=now.share,
+        stable=_arm_summary(then.stable, now.stable),
+        canary=_arm_summary(then.canary, now.canary),
+    )
+
+
+def _arm_summary(then: ArmCounters | None, now: ArmCounters | None) -> ArmSummary | None:
+    if now is None:
+        return None
+    if then is None or then.revision != now.revision:
+        grown = ArmIncrease(now.draws, now.requests, now.errors, now.latency_buckets)
+    else:
+        grown = increase(then, now)
+    return ArmSummary(
+        revision=now.revision,
+        draws=grown.draws,
+        requests=grown.requests,
+        errors=grown.errors,
+        error_share=grown.error_share,
+        p50_seconds=grown.latency_quantile(0.5),
+        p95_seconds=grown.latency_quantile(0.95),
+    )
+
+
+class _Counts:
+    """Counters of one (arm, revision) while an exposition is read."""
+
+    __slots__ = ("buckets", "draws", "errors", "requests")
+
+    def __init__(self) -> None:
+        self.draws = self.errors = self.requests = 0.0
+        self.buckets: dict[float, float] = {}
+
+    def add(self, name: str, labels: Labels, value: float) -> None:
+        """Sum up: one revision may have several series, e.g. of two model versions' labels."""
+        if name == PREFIX + "draws_total":
+            self.draws += value
+        elif name == PREFIX + "requests_total" and labels.get("outcome") == "error":
+            self.errors += value
+        elif name == PREFIX + "request_seconds_count":
+            self.requests += value
+        elif name == PREFIX + "request_seconds_bucket":
+            edge = float(labels["le"])
+            self.buckets[edge] = self.buckets.get(edge, 0.0) + value
+
+    def counters(self, revision: str) -> ArmCounters:
+        if self.buckets and not self.buckets.keys() >= set(LATENCY_BUCKETS_SECONDS):
+            raise UnavailableError(
+                f"the gateway counts latencies of {revision} in other buckets than this program; "
+                "restart it with the same version of Serin"
+            )
+        return ArmCounters(
+            revision=revision,
+            draws=int(self.draws),
+            requests=int(self.requests),
+            errors=int(self.errors),
+            latency_buckets=tuple(
+                int(self.buckets.get(edge, 0.0)) for edge in LATENCY_BUCKETS_SECONDS
+            ),
+        )
+
+
+def _fetch(url: str, timeout_seconds: float) -> str:
+    """GET <url>/metrics without redirects, proxies or retries."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise UnavailableError(f"{url!r} is not the http:// address of a gateway")
+    connection = http.client.HTTPConnection(
+        parts.hostname, parts.port or 80, timeout=timeout_seconds
+    )
+    try:
+        connection.request("GET", parts.path.rstrip("/") + "/metrics")
+        answer = connection.getresponse()
+        content = answer.read(SCRAPE_BYTES_MAX)
+    except (OSError, http.client.HTTPException) as error:
+        raise UnavailableError(
+            f"no metrics from {url}: {error or type(error).__name__}; is the gateway running?"
+        ) from error
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise UnavailableError(f"{url}/metrics answered {answer.status}; is it a Serin gateway?")
+    return content.decode("utf-8", "replace")
+
+
+def _series(text: str) -> Iterator[tuple[str, Labels, float]]:
+    """Every sample line of Prometheus' text format that belongs to the gateway.
+
+    Raises UnavailableError for a line that cannot be read: a half page must not look like resets.
+    """
+    lines = text.splitlines(keepends=True)
+    if not lines or not lines[-1].endswith("\n") or not any(PREFIX in line for line in lines):
+        raise UnavailableError("the metrics are empty, cut off, or not a gateway's; scrape again")
+    for line in lines:
+        if not line.startswith(PREFIX):
+            continue
+        name, brace, rest = line.partition("{")
+        try:
+            if brace:
+                labels, value = _labels(rest)
+            else:
+                name, _, value = line.partition(" ")
+                labels = {}
+            number = float(value.split()[0])
+        except (ValueError, IndexError) as error:
+            raise UnavailableError(f"unreadable metric {line.strip()[:200]!r}") from error
+        if math.isfinite(number):
+            yield name, labels, number
+
+
+def _labels(text: str) -> tuple[dict[str, str], str]:
+    """Parse `a="b",c="d"} 1`: the labels and what follows. Raises ValueError."""
+    labels: dict[str, str] = {}
+    while not text.startswith("}"):
+        name, equals, text = text.partition('="')
+        if not equals:
+            raise ValueError("label without value")
+        value = []
+        while True:
+            end = text.index('"')
+            escape = text.find("\\", 0, end)
+            if escape < 0:
+                value.append(text[:end])
+                text = text[end + 1 :]
+                break
+            value.append(text[:escape])
+            value.append({"n": "\n"}.get(text[escape + 1], text[escape + 1]))
+            text = text[escape + 2 :]
+        labels[name.lstrip(",").strip()] = "".join(value)
+    return labels, text[1:]
