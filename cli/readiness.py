@@ -100,13 +100,22 @@ def get_status(url: str, seconds: float) -> int | None:
 
 def fetch_json(url: str, seconds: float, content: Any = None) -> Any:
     """Return the JSON that `url` answers (POST when there is `content`); None when it does not."""
+    return fetch_status_and_json(url, seconds, content)[1]
 
-    def decode(answer: http.client.HTTPResponse) -> Any:
+
+def fetch_status_and_json(url: str, seconds: float, content: Any = None) -> tuple[int | None, Any]:
+    """Return the HTTP status, None when nothing answers, and the JSON of a successful answer."""
+
+    def decode(answer: http.client.HTTPResponse) -> tuple[int, Any]:
         body = answer.read()
-        return msgspec.json.decode(body) if answer.status < http.HTTPStatus.BAD_REQUEST else None
+        good = answer.status < http.HTTPStatus.BAD_REQUEST
+        return answer.status, msgspec.json.decode(body) if good else None
 
     body = None if content is None else msgspec.json.encode(content)
-    return _request("GET" if body is None else "POST", url, body, seconds, decode)
+    found: tuple[int, Any] | None = _request(
+        "GET" if body is None else "POST", url, body, seconds, decode
+    )
+    return found or (None, None)
 
 
 def _request(
