@@ -67,7 +67,7 @@ class AnswerForm:
 
     def counts(self, prompt_tokens: int, completion_tokens: int) -> bytes:
         """Return the event with the token counts."""
-        content = {
+        content: Mapping[str, object] = {
             **self._event_head,
             "choices": [],
             "usage": usage(prompt_tokens, completion_tokens),
