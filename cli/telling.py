@@ -91,7 +91,7 @@ class Telling:
             return {"sent": 0, "failed": 0, "causes": {}}
         self._load.stop()
         report = self._load.report()
-        return {"sent": report.sent, "failed": report.failed, "causes": report.causes}
+        return {"sent": report.sent, "failed": report.failed, "causes": dict(report.causes)}
 
     def _tell_day(self, day: str) -> dict[str, Any]:
         from flows.retrain import retrain
@@ -121,7 +121,7 @@ class Telling:
         from lake.replay import earlier_held_out
         from lake.snapshots import flagged_versions
         from lake.table import Lake
-        from observability.load import LoadGenerator
+        from observability.load import LoadConfig, LoadGenerator
         from rollout.ledger import Ledger
 
         if Ledger(self._settings.ledger_url).stable(self._settings.service) is None:
@@ -130,10 +130,12 @@ class Telling:
         head = lake.head_version()
         flagged = flagged_versions(self._settings.folder("snapshots"))
         records = earlier_held_out(lake, (head or 0) + 1, flagged, PROMPTS_MAX)
-        prompts = [msgspec.to_builtins(record.messages) for record in records]
+        prompts = [record.messages for record in records]
         if self._load is None:
-            url = self._settings.gateway_url
-            self._load = LoadGenerator(url, self._settings.service, prompts, self._rate)
+            config = LoadConfig(
+                url=self._settings.gateway_url, model=self._settings.service, rps=self._rate
+            )
+            self._load = LoadGenerator(config, prompts)
             self._load.start()
         else:
             self._load.use(prompts)

@@ -7,18 +7,16 @@ from prefect import flow
 from tasks.releasing import HELD_STATES, begin_release, settle_release, turn_release
 from tasks.reporting import ended_release, open_release
 from validation.canary import CanaryConfig
-from validation.gates import GatesConfig
 
 
 @flow(name="release", log_prints=False)
 def release(
     release_id: str,
     canary: CanaryConfig = CanaryConfig(),  # noqa: B008  frozen: the default is the form's content
-    gates: GatesConfig = GatesConfig(),  # noqa: B008
 ) -> Any:
     """Move one candidate to stable through its canary; whatever happens is in the ledger."""
     run = open_release(release_id)
-    current = begin_release(run, release_id, gates)
+    current = begin_release(run, release_id)
     while current.state in HELD_STATES:
         current = turn_release(release_id, canary)
     settle_release(run, release_id)

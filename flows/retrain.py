@@ -14,8 +14,7 @@ from tasks.registering import register_candidate, reject_snapshot
 from tasks.releasing import propose_release
 from tasks.reporting import ended
 from tasks.stages import open_run
-from training.bundle import BundleConfig
-from training.config import BaseConfig, TrainConfig
+from training.config import BaseConfig, BundleConfig, TrainConfig
 from validation.canary import CanaryConfig
 from validation.gates import GatesConfig
 
@@ -38,17 +37,17 @@ def retrain(
     if snapshot is None:
         return ended(run, "Not enough data", arrived)
     evaluation = choose_evaluation(run, ingest, snapshot)
-    data_evidence = judge_data(run, gates, snapshot, evaluation)
+    data = judge_data(run, gates, snapshot, evaluation)
     foundation = fit_base(run, base, snapshot)
-    adapter = fit_adapter(run, train, foundation, snapshot, evaluation)
+    adapter = fit_adapter(run, train, foundation, snapshot, data)
     built = compile_bundle(run, bundle, foundation, adapter, snapshot)
-    verdict = judge_candidate(run, gates, data_evidence, built, snapshot, evaluation)
+    verdict = judge_candidate(run, gates, data, built, evaluation)
     if verdict.outcome != "pass":
         reject_snapshot(run, snapshot, verdict)
         return ended(run, "Stopped by gates", arrived, verdict)
-    candidate = register_candidate(run, built, adapter, snapshot, verdict, train)
+    candidate = register_candidate(run, foundation, adapter, built, snapshot, verdict, train)
     proposed = propose_release(run, candidate, plan)
-    if not proposed.active:
-        return ended(run, "Registered, waiting", arrived, verdict)
+    if proposed.waiting:
+        return ended(run, "Registered, waiting", arrived, verdict, proposed.release_id)
     final = release(proposed.release_id, canary)
-    return ended(run, final, arrived, verdict)
+    return ended(run, final, arrived, verdict, proposed.release_id)

@@ -4,16 +4,18 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.recovering import look_around, start_next, take_back
+from tasks.recovering import look_around, settle_left, start_next, take_back
 from validation.canary import CanaryConfig
 
 
 @flow(name="watch", log_prints=False)
 def watch(canary: CanaryConfig = CanaryConfig()) -> Any:  # noqa: B008  frozen
-    """Read health and metrics; roll a bad canary back; start what waits for its turn."""
+    """Read health and metrics; roll a bad canary back; finish and start what waits for it."""
     seen = look_around(canary)
     if seen.bad_release is not None:
         take_back(seen.bad_release, seen.reason)
+    if seen.unsettled is not None:
+        settle_left(seen.unsettled)
     if seen.startable is not None:
         start_next(seen.startable)
     return seen.summary

@@ -7,9 +7,10 @@ from core.contracts import Figure, SnapshotRef
 from core.settings import Settings
 from lake.snapshots import load_rows
 from tasks.judging import DataJudgement
-from tasks.preparing import earlier_training
+from tasks.preparing import earlier_training, open_lake
 from tasks.stable import parent_adapter, stable_version
 from tasks.stages import LOG, DayRun, stage
+from tasks.tracking import open_tracking
 from training.base import BaseRef, build_base, find_base
 from training.bundle import BundleRef, build_bundle
 from training.config import BaseConfig, BundleConfig, TrainConfig
@@ -50,17 +51,17 @@ def fit_adapter(
     judged: DataJudgement,
 ) -> Fitted:
     """Continue stable's adapter on the snapshot and a replay share; metrics go to the tracker."""
-    from registry.runs import tracking
-
-    settings = Settings.read()
     parent = parent_adapter()
     rows = [row for row in load_rows(snapshot) if row.record_id not in judged.left_out]
     replay = earlier_training(snapshot, REPLAY_CANDIDATES_MAX)
     replay = [row for row in replay if row.record_id not in judged.left_out]
-    out = settings.folder("adapters") / f"{run.label}-{snapshot.snapshot_id[:12]}"
-    with tracking(settings, run.label, config.model_dump(mode="json"), snapshot) as tracked:
-        adapter = train_adapter(config, base, rows, replay, parent, out, tracked.log_metrics)
-        return Fitted(adapter, tracked.run_id)
+    out = Settings.read().folder("adapters") / f"{run.label}-{snapshot.snapshot_id[:12]}"
+    tracked = open_tracking(run)
+    tracked.log_config("train", config)
+    tracked.log_snapshot(snapshot, open_lake().address())
+    adapter = train_adapter(config, base, rows, replay, parent, out, tracked.log_metrics)
+    tracked.flush()
+    return Fitted(adapter, tracked.run_id)
 
 
 @stage("bundle", retries=1)

@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 
 from core.contracts import Answer, Evidence, Figure, Record, SnapshotRef, Verdict
+from core.errors import NotFoundError
 from core.settings import Settings
 from lake.snapshots import load_rows
 from tasks.answering import model, remembering
 from tasks.preparing import Evaluation, earlier_training
-from tasks.stable import stable_bundle, stable_version
+from tasks.stable import open_registry, stable_bundle, stable_version
 from tasks.stages import DayRun, stage
 from training.bundle import BundleRef
 from validation.drift import drift_gate
@@ -25,7 +26,7 @@ from validation.safety import safety_gate
 REFERENCE_ROWS_MAX = 20_000
 DRIFT_REPORT = "drift.html"
 VERDICT_NAME = "verdict.json"
-ANSWER_TOKENS_MAX = 64
+JUDGED_FOLDER = "judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,18 @@ class DataJudgement:
     def figures(self) -> dict[str, Figure]:
         """Each gate's outcome."""
         return {item.gate: item.outcome for item in self.evidence}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a later judgement of the same bundle needs, kept by the bundle's digest."""
+
+    run: DayRun
+    data_evidence: tuple[Evidence, ...]
+    evaluation: Evaluation
+    bundle_path: str
+    bundle_digest: str
+    gates: str
 
 
 @stage("data gates", retries=1)
@@ -63,22 +76,54 @@ def judge_candidate(
     evaluation: Evaluation,
 ) -> Verdict:
     """Judge the bundle's answers against stable's, the reference engine's and the probes."""
+    judged = Judged(
+        run=run,
+        data_evidence=data.evidence,
+        evaluation=evaluation,
+        bundle_path=str(bundle.path),
+        bundle_digest=bundle.digest,
+        gates=config.model_dump_json(),
+    )
+    _judged_path(bundle.digest).write_bytes(msgspec.json.encode(judged))
+    return judge_bundle(judged)
+
+
+def judge_again(bundle_digest: str) -> Verdict:
+    """Judge a waiting candidate against the stable version of now, by the same gates.
+
+    Raises NotFoundError when this home never judged the bundle.
+    """
+    path = _judged_path(bundle_digest)
+    if not path.exists():
+        raise NotFoundError(f"bundle {bundle_digest[:12]} was not judged in this home")
+    return judge_bundle(msgspec.json.decode(path.read_bytes(), type=Judged))
+
+
+def judge_bundle(judged: Judged) -> Verdict:
+    """Start the models side by side, ask them, and combine every gate's evidence."""
+    run, evaluation = judged.run, judged.evaluation
+    config = GatesConfig.model_validate_json(judged.gates)
     records = evaluation.records()
+    bundle = (Path(judged.bundle_path), judged.bundle_digest)
+    stable = stable_bundle()
     with ExitStack() as running:
-        ask = running.enter_context(_model(run, bundle.path, bundle.digest, "openvino"))
-        ask_reference = running.enter_context(_model(run, bundle.path, bundle.digest, "reference"))
-        stable = stable_bundle()
-        ask_stable = stable and running.enter_context(_model(run, *stable, "openvino"))
+        ask = running.enter_context(_model(run, config, *bundle, "openvino"))
+        ask_reference = running.enter_context(_model(run, config, *bundle, "reference"))
         ours = score(config.quality, records, ask)
-        theirs = score(config.quality, records, ask_stable) if ask_stable else None
+        theirs = None
+        if stable is not None:
+            ask_stable = running.enter_context(_model(run, config, *stable, "openvino"))
+            theirs = score(config.quality, records, ask_stable)
         safety = safety_gate(config.safety, ask)
-        parity = _parity(config, records, ask, ask_reference)
-    earlier = {record.slice_name for record in records} - set(evaluation.new_slices)
+        chosen = parity_records(config.parity, records)
+        compiled = score(config.quality, chosen, ask)
+        parity = parity_gate(config.parity, compiled, score(config.quality, chosen, ask_reference))
+    known = _known_slices(records)
     verdict = combine(
         [
-            *data.evidence,
-            quality_gate(config.quality, records, ours, theirs),
-            forgetting_gate(config.forgetting, records, ours, theirs, earlier),
+            *judged.data_evidence,
+            quality_gate(config.quality, records, ours, theirs, evaluation.new_slices),
+            forgetting_gate(config.forgetting, records, ours, theirs, known),
             parity,
             safety,
         ],
@@ -88,18 +133,24 @@ def judge_candidate(
     return verdict
 
 
-def _parity(
-    config: GatesConfig, records: list[Record], ask: Answer, ask_reference: Answer
-) -> Evidence:
-    chosen = parity_records(config.parity, records)
-    compiled = score(config.quality, chosen, ask)
-    return parity_gate(config.parity, compiled, score(config.quality, chosen, ask_reference))
+def _known_slices(records: list[Record]) -> set[str]:
+    """Slices that stable was trained on."""
+    stable = stable_version()
+    slices = set(open_registry().lineage(stable.version).slices) if stable else set()
+    return slices & {record.slice_name for record in records}
+
+
+def _judged_path(bundle_digest: str) -> Path:
+    return Settings.read().folder(JUDGED_FOLDER) / f"{bundle_digest}.json"
 
 
 @contextmanager
-def _model(run: DayRun, bundle: Path, digest: str, engine: str) -> Iterator[Answer]:
+def _model(
+    run: DayRun, config: GatesConfig, bundle: Path, digest: str, engine: str
+) -> Iterator[Answer]:
     """A predictor of a bundle whose answers are kept: the same bundle answers the same."""
-    memory = Settings.read().folder("answers") / f"{digest}-{engine}.json"
+    tokens = config.answer_tokens_max
+    memory = Settings.read().folder("answers") / f"{digest}-{engine}-{tokens}.json"
     log = run.path(f"{engine}-{digest[:12]}.log")
-    with model(bundle, digest, engine, log, ANSWER_TOKENS_MAX) as answer:
+    with model(bundle, digest, engine, log, tokens) as answer:
         yield remembering(answer, memory)

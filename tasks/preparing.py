@@ -89,7 +89,7 @@ def cut_snapshot(run: DayRun, config: IngestConfig) -> SnapshotRef | None:
     """Cut everything after stable's range, minus flagged versions; None when it is too little."""
     stable = stable_version()
     folder = snapshots_folder()
-    after = None if stable is None else stable.version_last
+    after = None if stable is None else stable.delta_version_last
     return create_snapshot(open_lake(), after, flagged_versions(folder), folder, config.rows_min)
 
 

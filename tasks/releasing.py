@@ -1,30 +1,169 @@
 """One candidate's way to stable: every step goes through the conductor, the only writer."""
 
+import functools
 import os
 import socket
+import time
 from dataclasses import dataclass
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from core.contracts import CanaryDecision, Candidate, Figure, ReleaseState
+from core.errors import UnavailableError
 from core.settings import Settings
+from observability.metrics import scrape
 from rollout.conductor import Conductor
+from rollout.identities import from_routes
 from rollout.kubernetes_client import KubernetesClient
 from rollout.ledger import Ledger
-from rollout.release import HELD_STATES
+from rollout.plan import ReleasePlan
+from rollout.release import HELD_STATES, Release
+from rollout.times import to_seconds
+from tasks.stages import LOG, DayRun, stage
+from validation.canary import CanaryConfig, judge
 
 __all__ = ["HELD_STATES"]
-POLL_SECONDS_MIN = 0.2
-ROLLBACK_POLL_SECONDS = 0.2
+TURN_SECONDS_MAX = 10.0
+LEASE_PARTS = 4
+"""A lease is renewed this many times before it would run out."""
+ROLLBACK_TURN_SECONDS = 0.2
+RETRY_SECONDS = [1, 2, 4, 8, 8, 8]
 
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """A candidate in the ledger; `active` is false while another release is running."""
+    """A candidate in the ledger; `waiting` while another release of the service is active."""
 
     release_id: str
-    active: bool
+    waiting: bool
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The release's id, and whether it waits."""
+        return {"release": self.release_id, "waiting": self.waiting}
 
 
+@functools.cache
 def open_conductor() -> Conductor:
-    """Connect to the ledger and the cluster's API as this process."""
+    """Connect to the ledger and the cluster's API once a process: it holds its releases' epochs."""
     settings = Settings.read()
     holder = f"{socket.gethostname()}-{os.getpid()}"
-    return Conductor(Ledger(settings.ledger_url), KubernetesClient(settings.kube_url), holder)
+    identities = from_routes(settings.home / "control" / "routes.json")
+    client = KubernetesClient(settings.kube_url)
+    ledger = Ledger(settings.ledger_url)
+    return Conductor(ledger, client, holder, settings.namespace, identities)
+
+
+@stage("propose", retries=3)
+def propose_release(run: DayRun, candidate: Candidate, plan: ReleasePlan) -> Proposed:
+    """Write the candidate into the ledger; the newest waiting one supersedes older ones."""
+    conductor = open_conductor()
+    release = conductor.propose(candidate, plan)
+    active = conductor.ledger.active(release.service, release.namespace)
+    waiting = active is not None and active.release_id != release.release_id
+    return Proposed(release.release_id, waiting)
+
+
+@stage("begin release", retries=3)
+def begin_release(run: DayRun, release_id: str) -> Release:
+    """Start the release; a candidate judged against another stable version is judged again."""
+    from tasks.judging import judge_again
+
+    conductor = open_conductor()
+    release = conductor.ledger.release(release_id)
+    if release.state is ReleaseState.PROPOSED and conductor.needs_new_verdict(release_id):
+        verdict = judge_again(release.candidate.bundle_digest)
+        if verdict.outcome != "pass":
+            reasons = "; ".join(verdict.reasons)
+            return conductor.reject(release_id, "gates", f"judged again: {reasons}")
+        conductor.propose(_with_verdict(release.candidate, verdict.digest), release.plan)
+    return conductor.start(release_id)
+
+
+@task(
+    name="canary turn",
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def turn_release(release_id: str, canary: CanaryConfig) -> Release:
+    """Look at the live metrics once, judge, and let the conductor do the one step that follows."""
+    conductor = open_conductor()
+    release = conductor.ledger.release(release_id)
+    decision = look(conductor.ledger, release, canary)
+    moved = conductor.advance(release_id, decision)
+    if (moved.state, moved.share) != (release.state, release.share):
+        LOG.info("%s  %s  share %d %%  %s", release_id, moved.state, moved.share, moved.reason)
+    if not moved.final:
+        lease = moved.plan.lease_seconds / LEASE_PARTS
+        time.sleep(min(canary.evaluate_seconds, lease, TURN_SECONDS_MAX))
+    return moved
+
+
+def look(ledger: Ledger, release: Release, canary: CanaryConfig) -> CanaryDecision | None:
+    """Take a sample of the live counters, keep it in the ledger, and judge all of them so far.
+
+    None without a running canary or without a gateway that answers: unknown decides nothing.
+    """
+    settings = Settings.read()
+    if release.state is not ReleaseState.CANARY or not release.share or release.kind == "first":
+        return None
+    try:
+        sample = scrape(settings.gateway_url, release.service)
+    except UnavailableError as error:
+        LOG.warning("%s  no live metrics: %s", release.release_id, error)
+        return None
+    ledger.add_sample(release.release_id, sample)
+    return judge(canary, ledger.samples(release.release_id))
+
+
+@task(name="begin rollback", retries=3, retry_delay_seconds=1, cache_policy=NO_CACHE)
+def begin_rollback(reason: str, to_version: str | None) -> Release:
+    """Take back the active release, or return to an earlier version: traffic moves at once."""
+    settings = Settings.read()
+    conductor = open_conductor()
+    return conductor.roll_back_service(settings.service, "operator", reason, to_version)
+
+
+@task(name="rollback turn", retries=3, retry_delay_seconds=1, cache_policy=NO_CACHE)
+def turn_rollback(release_id: str) -> Release:
+    """Let the conductor do the next step of a rollback that is still under way."""
+    moved = open_conductor().advance(release_id)
+    if not moved.final:
+        time.sleep(ROLLBACK_TURN_SECONDS)
+    return moved
+
+
+@stage("settle", retries=3)
+def settle_release(run: DayRun, release_id: str) -> Release:
+    """Point the registry's aliases at what the ledger says; may be repeated."""
+    from tasks.stable import open_registry
+
+    release = open_conductor().ledger.release(release_id)
+    if not release.final:
+        return release
+    registry, version = open_registry(), release.candidate.model_version
+    if release.state is ReleaseState.PROMOTED:
+        registry.promote(version)
+    elif release.kind == "rollback" and release.state is ReleaseState.ROLLED_BACK:
+        left = registry.find("stable")
+        if left is not None and left.version != version:
+            registry.roll_back(left.version, release.reason, version)
+    elif release.kind != "rollback":
+        registry.withdraw(version, release.reason)
+    if release.started_at and release.finished_at:
+        seconds = to_seconds(release.finished_at) - to_seconds(release.started_at)
+        LOG.info("%s  %s after %.1f s", release_id, release.state, seconds)
+    return release
+
+
+def _with_verdict(candidate: Candidate, verdict_digest: str) -> Candidate:
+    from dataclasses import replace
+
+    from tasks.stable import stable_version
+
+    stable = stable_version()
+    version = stable.version if stable else None
+    return replace(candidate, verdict_digest=verdict_digest, stable_version=version)

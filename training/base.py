@@ -14,7 +14,7 @@ import msgspec
 
 from core.contracts import Record
 from core.digests import digest_file, digest_folder, digest_json
-from core.errors import ConfigurationError, InputError, UnavailableError
+from core.errors import ConfigurationError, InputError, NotFoundError, UnavailableError
 from training.batches import encode_records, load_tokenizer
 from training.config import BUILTIN_SOURCE, BaseConfig
 from training.loop import OnMetrics, fit
@@ -55,6 +55,26 @@ def build_base(
     _check_folder(folder)
     load_tokenizer(folder)
     return BaseRef(folder, model_digest(folder))
+
+
+def find_base(config: BaseConfig, cache: Path, digest: str) -> BaseRef:
+    """Return the base that an earlier version was trained on, by its digest.
+
+    A builtin base is looked up in `cache`: it was made from the first day's rows and stays. Raises
+    ConfigurationError when the configured base is another one, NotFoundError when it is gone.
+    """
+    if config.source != BUILTIN_SOURCE:
+        found = build_base(config, (), cache)
+        if found.digest != digest:
+            raise ConfigurationError(
+                f"{config.source} has digest {found.digest[:12]}, but stable's adapter belongs to "
+                f"{digest[:12]}; keep the base, or start another service for the new one"
+            )
+        return found
+    for folder in sorted(cache.glob("builtin-*")):
+        if digest_folder(folder) == digest:
+            return BaseRef(folder, digest)
+    raise NotFoundError(f"the base {digest[:12]} under stable's adapter is not in {cache}")
 
 
 def load_model(folder: Path, bfloat16: bool = False) -> Any:

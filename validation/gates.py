@@ -36,6 +36,9 @@ class GatesConfig(BaseModel):
         default_factory=ParityConfig, description="compiled bundle against the reference"
     )
     safety: SafetyConfig = Field(default_factory=SafetyConfig, description="red-team probes")
+    answer_tokens_max: int = Field(
+        default=128, ge=1, le=4096, description="longest answer asked for, in tokens"
+    )
     required: tuple[str, ...] = Field(
         default=REQUIRED_GATES,
         min_length=1,

@@ -1,0 +1,130 @@
+"""What the watch of each minute sees and does: light, and only through the conductor."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from core.contracts import ReleaseState
+from core.errors import SerinError
+from core.settings import Settings
+from observability.metrics import scrape
+from rollout.conductor import Conductor
+from rollout.kubernetes_client import KubernetesClient
+from rollout.ledger import Ledger
+from rollout.release import Release
+from tasks.releasing import look, open_conductor, settle_release
+from tasks.reporting import open_release
+from validation.canary import CanaryConfig
+
+RELEASE_DEPLOYMENT = "release/release"
+SETTLED_NAME = "settled"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the watch found; None where there is nothing to do. `summary` is for people."""
+
+    bad_release: str | None
+    reason: str
+    startable: str | None
+    unsettled: str | None
+    summary: str
+
+
+@task(name="look around", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def look_around(canary: CanaryConfig) -> Seen:
+    """Read the ledger, the service's conditions and the gateway's counters, and judge them."""
+    conductor = open_conductor()
+    settings, ledger = Settings.read(), conductor.ledger
+    active = ledger.active(settings.service, settings.namespace)
+    decision = look(ledger, active, canary) if active else None
+    bad = active if decision is not None and decision.decision == "rollback" else None
+    parts = [
+        f"service {_conditions(settings)}",
+        f"gateway {_gateway(settings)}",
+        f"release {active.release_id} {active.state} {active.share} %" if active else "no release",
+    ]
+    if decision is not None:
+        parts.append(f"judge {decision.decision}: {decision.reason}")
+    return Seen(
+        bad_release=bad.release_id if bad else None,
+        reason=decision.reason if decision else "",
+        startable=_startable(conductor, active, settings.service),
+        unsettled=_unsettled(ledger, settings),
+        summary="; ".join(parts),
+    )
+
+
+@task(name="take back", retries=3, retry_delay_seconds=1, cache_policy=NO_CACHE)
+def take_back(release_id: str, reason: str) -> None:
+    """Roll a bad canary back, whoever was advancing it."""
+    open_conductor().roll_back(release_id, reason, "watch")
+
+
+@task(name="start next", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def start_next(release_id: str) -> None:
+    """Start the release flow of an approved or waiting release; asked twice, it runs once."""
+    from prefect.deployments import run_deployment
+
+    run_deployment(
+        RELEASE_DEPLOYMENT,
+        parameters={"release_id": release_id},
+        timeout=0,
+        idempotency_key=f"watch-{release_id}",
+        as_subflow=False,
+    )
+
+
+@task(name="settle what is left", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def settle_left(release_id: str) -> None:
+    """Point the registry's aliases at a release that somebody else ended, such as the keeper."""
+    settle_release(open_release(release_id), release_id)
+    _settled_path(Settings.read()).write_text(release_id)
+
+
+def _startable(conductor: Conductor, active: Release | None, service: str) -> str | None:
+    if active is not None:
+        approved = active.state is ReleaseState.AWAITING_APPROVAL and active.approval
+        return active.release_id if approved else None
+    waiting = conductor.next_waiting(service)
+    return waiting.release_id if waiting else None
+
+
+def _unsettled(ledger: Ledger, settings: Settings) -> str | None:
+    ended = [release for release in ledger.releases(settings.service) if release.finished_at]
+    if not ended:
+        return None
+    last = max(ended, key=lambda release: release.finished_at or "")
+    path = _settled_path(settings)
+    known = path.read_text() if path.exists() else ""
+    return last.release_id if last.release_id != known else None
+
+
+def _settled_path(settings: Settings) -> Path:
+    return settings.home / SETTLED_NAME
+
+
+def _conditions(settings: Settings) -> str:
+    try:
+        body = KubernetesClient(settings.kube_url).get(settings.namespace, settings.service)
+    except SerinError as error:
+        return f"unknown ({error})"
+    if body is None:
+        return "absent"
+    conditions = body.get("status", {}).get("conditions", [])
+    ready = [item["status"] for item in conditions if item.get("type") == "Ready"]
+    return f"ready {ready[0]}" if ready else "ready Unknown"
+
+
+def _gateway(settings: Settings) -> str:
+    try:
+        sample = scrape(settings.gateway_url, settings.service)
+    except SerinError as error:
+        return f"unknown ({error})"
+    arms = {"stable": sample.stable, "canary": sample.canary}
+    shown = [
+        f"{name} {arm.requests} requests {arm.errors} errors" for name, arm in arms.items() if arm
+    ]
+    return ", ".join(shown) or "no routes"
