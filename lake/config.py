@@ -69,10 +69,10 @@ class EvaluationConfig(BaseModel):
         default=0.5, gt=0, le=1, description="the same as similarity_min, for free-text answers"
     )
     free_text_consistency_min: float = Field(
-        default=0.5,
+        default=0.25,
         ge=0,
         le=1,
-        description="lowest share of neighbours whose free-text answers are more alike than chance",
+        description="lowest share of neighbours whose free-text answers are alike (chance: 0.05)",
     )
     pairs_min: int = Field(
         default=30, ge=1, description="fewer neighbour pairs than this: consistency is unknown"

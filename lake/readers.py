@@ -6,6 +6,7 @@ A row that cannot be decoded is a row with a reason; only a missing file is an e
 import csv
 import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ SURROGATES = range(0xDC80, 0xDD00)
 """Where Python's `surrogateescape` puts the bytes that are not UTF-8."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 DIGEST_LENGTH = 32
+BUFFER_BYTES = 1 << 20
 COMPRESSION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -74,7 +76,9 @@ def read_rows(file: IO[bytes], name: str, config: IngestConfig) -> Iterator[RawR
     suffix = data_suffix(name).lower()
     if suffix == ".parquet":
         return _parquet_rows(file, config.batch_rows)
-    stream: Any = gzip.GzipFile(fileobj=file) if suffix.endswith(".gz") else file
+    # Not every fsspec file can read a line of bounded length; io's reader can.
+    plain: Any = io.BufferedReader(file, BUFFER_BYTES)
+    stream: Any = gzip.GzipFile(fileobj=plain) if suffix.endswith(".gz") else plain
     lines = _lines(stream, config.row_bytes_max)
     if suffix.startswith(".csv"):
         return _csv_rows(lines, config.row_bytes_max)
