@@ -8,12 +8,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.processes import alive
 from cli.readiness import answers, fetch_json, fetch_status_and_json
-from cli.stack import children_of
+from cli.stack import children_of, sqlite_path
 from cli.stack_file import StackFile, read_stack
 from core.contracts import CounterSample
 from core.errors import SerinError
@@ -182,12 +181,6 @@ def open_ledger(settings: Settings, notes: list[str]) -> "Ledger | None":
     except SerinError as error:
         notes.append(f"ledger: {error}")
         return None
-
-
-def sqlite_path(url: str) -> Path | None:
-    """Return the file of an SQLite URL; None for another database."""
-    prefix = "sqlite:///"
-    return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None
 
 
 def read_service(settings: Settings, ledger: "Ledger | None") -> ServiceFacts | None:

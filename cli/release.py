@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from cli.overview import release_view, sqlite_path
+from cli.overview import release_view
+from cli.stack import sqlite_path
 from core.contracts import ReleaseState
 from core.errors import NotFoundError, RefusedError
 from core.settings import Settings

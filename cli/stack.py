@@ -14,7 +14,7 @@ import typer
 from cli.children import Child, table
 from cli.environment import MEMBER_VARIABLE, ROOT
 from cli.plan import given_from_outside, is_set
-from cli.processes import Identity, members, python, send, start, stop, wait_gone
+from cli.processes import members, python, send, start, stop, wait_gone
 from cli.readiness import await_parts
 from cli.stack_file import StackFile, read_stack
 from cli.supervisor import ADD_WORKER, log_path, stop_parts
@@ -87,19 +87,25 @@ def stop_stack(settings: Settings) -> list[str]:
 
     Returns the names of what was stopped. Safe to call at any time, and twice.
     """
+    from serving.local.processes import stop_all
+
     home = settings.home
     stack = read_stack(home)
     names = list(stack.living)
-    predictors = [*_strangers(home, stack)]
     if stack.supervisor is not None and send(stack.supervisor, signal.SIGTERM):
         names.append("supervisor")
         if not wait_gone([stack.supervisor], SUPERVISOR_SECONDS_MAX):
             stop([stack.supervisor], 0.0)
     parts = {child.name: child for child in children_of(settings, stack)}
     stop_parts(home, parts, stack)
-    stop([*members(MEMBER_VARIABLE, str(home))], MEMBER_GRACE_SECONDS)
+    if predictors := stop_all(home):
+        names.append(f"{predictors} predictors")
+    # Whatever else the parts started: flow runs that outlived their worker.
+    if others := [*members(MEMBER_VARIABLE, str(home))]:
+        stop(others, MEMBER_GRACE_SECONDS)
+        names.append(f"{len(others)} other processes")
     (home / STACK_FILE).unlink(missing_ok=True)
-    return names + ([f"{len(predictors)} predictors or flow runs"] if predictors else [])
+    return names
 
 
 def children_of(settings: Settings, stack: StackFile) -> list[Child]:
@@ -110,9 +116,28 @@ def children_of(settings: Settings, stack: StackFile) -> list[Child]:
 
 
 def prepare_home(settings: Settings) -> None:
-    """Make the home and bring its ledger and lake to this version's schema."""
+    """Make the home's folders and bring its ledger and lake forward to this version's schema.
+
+    What does not exist yet is made by whoever writes first. Raises ConfigurationError or
+    RefusedError for a newer schema.
+    """
     for name in ("control", "logs", "prefect", "mlflow/artifacts"):
         settings.folder(name)
+    ledger_file = sqlite_path(settings.ledger_url)
+    if ledger_file is None or ledger_file.exists():
+        from rollout.ledger import Ledger
+
+        Ledger(settings.ledger_url).close()
+    if "://" in settings.lake_uri or Path(settings.lake_uri).is_dir():
+        from lake.schema import migrate_lake
+
+        migrate_lake(settings.lake_uri)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Return the file of an SQLite URL; None for another database."""
+    prefix = "sqlite:///"
+    return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None
 
 
 def stay(settings: Settings) -> None:
@@ -162,14 +187,6 @@ def _refuse_other_ports(stack: StackFile) -> None:
                 f"{name} already runs on port {record.port}, but {variable} is "
                 f"{os.environ[variable]}; run `serin down` first"
             )
-
-
-def _strangers(home: Path, stack: StackFile) -> Iterator[Identity]:
-    """Yield the processes of this stack that its file does not name: predictors and flow runs."""
-    known = {record.identity for record in stack.processes.values()}
-    for identity in members(MEMBER_VARIABLE, str(home)):
-        if identity not in known:
-            yield identity
 
 
 def _print_addresses(stack: StackFile) -> None:

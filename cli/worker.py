@@ -60,8 +60,9 @@ def prefect(command: list[str]) -> int:
     """Run one command of Prefect's own command line in this process; returns its exit code."""
     from prefect.cli import app
 
+    sys.argv = ["prefect", *command]
     try:
-        app(command)
+        app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
