@@ -156,7 +156,7 @@ class Beginning:
             )
         if not known:
             bundle, version, name = facts.bundle_digest, facts.model_version, facts.latest_created
-            self._ledger.learn_revision(facts.uid, name, bundle, version)
+            self._ledger.write(lambda w: w.learn_revision(facts.uid, name, bundle, version))
             return self._observer.facts(release.namespace, release.service)
         return facts
 

@@ -131,8 +131,26 @@ class Conductor:
             raise RefusedError(f"release {release_id} was promoted: roll its service back instead")
         if release.final:
             return release
-        self._take_over(release, f"{reason} (by {by})", by)
+        self.take_back(release, f"{reason} (by {by})", by)
         return self._drive(release_id, wait_seconds)
+
+    def take_back(self, release: Release, reason: str, by: str) -> None:
+        """Take a held release over and turn it to rolling back; `advance` does the rest."""
+        for _ in range(ROUNDS_MAX):
+            changes = rolling_back(release, reason, self.ledger.now)
+            try:
+                self._taken(release, "taken_over", {"reason": reason, "by": by}, **changes)
+            except ConflictError:
+                release = self.ledger.release(release.release_id)
+                if release.state not in HELD_STATES:
+                    return
+            else:
+                log.warning("%s rolling back: %s", release.release_id, reason)
+                return
+
+    def holds(self, release: Release) -> bool:
+        """Whether this instance took the release in its present epoch."""
+        return self._epochs.get(release.release_id) == release.epoch
 
     def roll_back_service(
         self,
@@ -247,17 +265,6 @@ class Conductor:
         taken = self._taken(release, "taken_over", {"reason": reason}, only_stale=True, **changes)
         log.warning("%s taken over: %s", release.release_id, reason)
         return taken
-
-    def _take_over(self, release: Release, reason: str, by: str) -> None:
-        for _ in range(ROUNDS_MAX):
-            try:
-                changes = rolling_back(release, reason, self.ledger.now)
-                self._taken(release, "taken_over", {"reason": reason, "by": by}, **changes)
-                return
-            except ConflictError:
-                release = self.ledger.release(release.release_id)
-                if release.final:
-                    return
 
     def _taken(
         self,

@@ -223,20 +223,6 @@ class Ledger:
         )
         return [msgspec.json.decode(text, type=CounterSample) for text in texts]
 
-    def learn_revision(
-        self, service_uid: str, revision: str, bundle_digest: str, model_version: str
-    ) -> None:
-        """Remember which bundle a revision is; what was learnt first stays."""
-        key = and_(REVISIONS.c.service_uid == service_uid, REVISIONS.c.revision == revision)
-        values = {"bundle_digest": bundle_digest, "model_version": model_version}
-
-        def work(connection: Connection) -> None:
-            if connection.execute(select(REVISIONS.c.revision).where(key)).first() is None:
-                row = {"service_uid": service_uid, "revision": revision, **values}
-                connection.execute(insert(REVISIONS).values(**row))
-
-        self._database.write(work)
-
     def revisions(self, service_uid: str) -> dict[str, tuple[str, str]]:
         """{revision: (bundle digest, model version)} of one InferenceService, by its uid."""
         query = select(REVISIONS).where(REVISIONS.c.service_uid == service_uid)

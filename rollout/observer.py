@@ -15,6 +15,7 @@ from rollout.ledger import Ledger
 from rollout.moves import is_applied
 from rollout.release import Release, ServiceState
 from rollout.steps import share_is_live
+from rollout.writer import Writer
 
 
 class Observer:
@@ -94,11 +95,14 @@ class Observer:
         ):
             return release, facts
         bundle, version, name = facts.bundle_digest, facts.model_version, facts.latest_created
-        self._ledger.learn_revision(facts.uid, name, bundle, version)
-        facts = replace(facts, bundles={**facts.bundles, name: (bundle, version)})
         body = {"revision": name, "bundle_digest": bundle, "model_version": version}
-        changes = {"expected": None, "revision": name}
-        return self._write(release, "revision_created", body, changes), facts
+
+        def work(writer: Writer) -> Release:
+            writer.learn_revision(facts.uid, name, bundle, version)
+            return writer.change(release, "revision_created", body, expected=None, revision=name)
+
+        learnt = replace(facts, bundles={**facts.bundles, name: (bundle, version)})
+        return self._ledger.write(work), learnt
 
     def _note_live(self, release: Release, facts: ServiceFacts) -> Release:
         if not share_is_live(release, facts):

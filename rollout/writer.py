@@ -14,7 +14,7 @@ from rollout.database import Database
 from rollout.events import GENESIS, ServingShare, body_text, chain, serving_text
 from rollout.plan import ReleasePlan
 from rollout.release import Kind, Release, decode_release, encode_release
-from rollout.schema import EVENTS, META, RELEASES
+from rollout.schema import EVENTS, META, RELEASES, REVISIONS
 from rollout.times import to_iso
 
 COLUMNS = ("state", "epoch", "holder", "lease_until", "writes")
@@ -131,6 +131,20 @@ class Writer:
             self._update(taken)
             return taken
         return self._store(taken, event, {**body, "from_holder": found.holder}, serving)
+
+    def learn_revision(
+        self, service_uid: str, revision: str, bundle_digest: str, model_version: str
+    ) -> None:
+        """Remember which bundle a revision is; what was learnt first stays."""
+        key = (REVISIONS.c.service_uid == service_uid) & (REVISIONS.c.revision == revision)
+        if self._connection.execute(select(REVISIONS.c.revision).where(key)).first() is None:
+            row = {
+                "service_uid": service_uid,
+                "revision": revision,
+                "bundle_digest": bundle_digest,
+                "model_version": model_version,
+            }
+            self._connection.execute(insert(REVISIONS).values(**row))
 
     def _check(self, release: Release) -> None:
         found = self.release(release.release_id)
