@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MEMBER_VARIABLE = "SERIN_STACK_MEMBER"
 """Set in every process of a stack to its home: descendants that were orphaned are found by it."""
 
+LOOPBACK_NAMES = ("127.0.0.1", "localhost")
+
 QUIET: Mapping[str, str] = {
     "DO_NOT_TRACK": "true",
     "GX_ANALYTICS_ENABLED": "false",
@@ -30,9 +32,16 @@ def silence(environ: MutableMapping[str, str] | None = None) -> None:
     (os.environ if environ is None else environ).update(QUIET)
 
 
-def stack_environment(settings: Settings) -> dict[str, str]:
-    """Return the variables that bind a process to the home's Prefect and MLflow servers."""
+def stack_environment(
+    settings: Settings, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the variables that bind a process to the home's Prefect and MLflow servers.
+
+    Loopback is added to the proxy exceptions of `environ`.
+    """
     home = settings.home
+    around = {*environ.get("NO_PROXY", environ.get("no_proxy", "")).split(","), *LOOPBACK_NAMES}
+    no_proxy = ",".join(sorted(around - {""}))
     variables = {
         **QUIET,
         "SERIN_HOME": str(home),
@@ -41,6 +50,8 @@ def stack_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": "3",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
     }
     if settings.prefect_url:
         variables["PREFECT_API_URL"] = settings.prefect_url

@@ -94,13 +94,16 @@ def open_ledger(settings: Settings) -> "Ledger | None":
 def open_conductor(settings: Settings) -> "Conductor":
     """Return a conductor that acts as this process. Raises RefusedError without a ledger."""
     from rollout.conductor import Conductor
+    from rollout.identities import from_routes
     from rollout.kubernetes_client import KubernetesClient
 
     ledger = open_ledger(settings)
     if ledger is None:
         raise RefusedError(f"there are no releases in {settings.home} yet; `serin run` makes them")
-    holder = f"{socket.gethostname()}-{os.getpid()}-cli"
-    return Conductor(ledger, KubernetesClient(settings.kube_url), holder, settings.namespace)
+    holder = f"cli-{socket.gethostname()}-{os.getpid()}"
+    routes = from_routes(settings.home / "control" / "routes.json")
+    client = KubernetesClient(settings.kube_url)
+    return Conductor(ledger, client, holder, settings.namespace, routes)
 
 
 def _name(name: str) -> str:

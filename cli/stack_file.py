@@ -18,11 +18,13 @@ from core.settings import STACK_FILE
 class ChildRecord:
     """One part of the stack. `identity` is None while it is down and waits to be started again.
 
-    `argv` is its command line before the socket's number is filled in: a part is adopted only if
-    it was started by the command line that would be used now.
+    `argv` is its command line before the socket's number is filled in, `binding` the digest of its
+    environment and of the stack's addresses: a part is adopted only if both are as they would be
+    now.
     """
 
     argv: tuple[str, ...]
+    binding: str = ""
     identity: Identity | None = None
     port: int | None = None
     restarts: int = 0

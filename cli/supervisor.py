@@ -24,6 +24,7 @@ from cli.plan import plan_stack
 from cli.ports import bind
 from cli.processes import Identity
 from cli.stack_file import ChildRecord, StackFile, read_stack, write_stack
+from core.digests import digest_json
 from core.errors import ConflictError, SerinError
 from core.settings import STACK_FILE, Settings
 
@@ -90,7 +91,7 @@ class Supervisor:
             if record.identity is None or not processes.alive(record.identity):
                 continue
             child = self._children.get(name) or self._optional.get(name)
-            if child is None or child.argv != record.argv or child.port != record.port:
+            if child is None or not self._same(child, record):
                 processes.stop([record.identity], child.grace_seconds if child else 5.0)
                 continue
             self._children[name] = child
@@ -101,8 +102,16 @@ class Supervisor:
             self._records[name] = record
             self._watch(name, record.identity)
         for name, child in self._children.items():
-            self._records.setdefault(name, ChildRecord(child.argv, port=child.port))
+            self._records.setdefault(name, self._new_record(child))
         self._write()
+
+    def _new_record(self, child: Child) -> ChildRecord:
+        binding = digest_json([dict(child.environment), self._addresses])
+        return ChildRecord(child.argv, binding, port=child.port)
+
+    def _same(self, child: Child, record: ChildRecord) -> bool:
+        new = self._new_record(child)
+        return (new.argv, new.binding, new.port) == (record.argv, record.binding, record.port)
 
     def _watch(self, name: str, identity: Identity) -> None:
         descriptor = processes.watch(identity)
@@ -138,7 +147,7 @@ class Supervisor:
         if self._adding:
             self._children.update(self._optional)
         for name, child in self._children.items():
-            record = self._records.setdefault(name, ChildRecord(child.argv, port=child.port))
+            record = self._records.setdefault(name, self._new_record(child))
             due = self._due_at.get(name, 0.0) <= time.monotonic()
             if record.identity is None and due and not self._stopping:
                 self._start(child, record)

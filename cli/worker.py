@@ -4,15 +4,14 @@ One process for the three Prefect commands: each of them alone spends seconds on
 """
 
 import argparse
-import http.client
+import http
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from cli.children import WORK_POOL, WORKER_READY_FILE
+from cli.readiness import PROBE_SECONDS, get_status
 
 SERVER_SECONDS_MAX = 180.0
 POLL_SECONDS = 0.2
@@ -47,12 +46,9 @@ def await_server(api_url: str, seconds: float) -> bool:
     """Wait until a Prefect server answers at `api_url`. Returns False after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{api_url}/health", timeout=5) as answer:
-                if answer.status == http.HTTPStatus.OK:
-                    return True
-        except (urllib.error.URLError, http.client.HTTPException, OSError):
-            time.sleep(POLL_SECONDS)
+        if get_status(f"{api_url}/health", PROBE_SECONDS) == http.HTTPStatus.OK:
+            return True
+        time.sleep(POLL_SECONDS)
     return False
 
 

@@ -102,7 +102,7 @@ def test_a_living_part_keeps_its_port_and_dead_ones_their_address(plans: Planner
     first = plans.plan()
     before = StackFile(
         processes={
-            name: ChildRecord(child.argv, myself() if name == "gateway" else None, child.port)
+            name: ChildRecord(child.argv, "", myself() if name == "gateway" else None, child.port)
             for name, child in first.children.items()
         }
     )
@@ -117,7 +117,7 @@ def test_a_living_part_keeps_its_port_and_dead_ones_their_address(plans: Planner
 def test_a_living_part_on_another_port_than_the_set_one_is_a_contradiction(
     plans: Planner, free_port: int
 ) -> None:
-    record = ChildRecord((), myself(), free_port + 1)
+    record = ChildRecord((), "", myself(), free_port + 1)
     with pytest.raises(ConfigurationError, match="serin down"):
         plans.plan({"SERIN_PORT_GATEWAY": str(free_port)}, StackFile(processes={"gateway": record}))
 
