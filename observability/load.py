@@ -52,6 +52,9 @@ class LoadConfig(BaseModel):
     in_flight_max: int = Field(
         default=512, ge=1, description="unanswered requests; further ones are skipped and counted"
     )
+    reuse_connections: bool = Field(
+        default=True, description="keep connections open; one per request otherwise"
+    )
     failures_max: int = Field(default=100, ge=0, description="failed requests listed one by one")
     seed: int = Field(default=1, description="seed of arrivals and choices")
 
@@ -71,6 +74,11 @@ class LoadGenerator:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._wake: asyncio.Event | None = None
+
+    def use(self, prompts: Sequence[Prompt]) -> None:
+        """Send these prompts from now on, without a pause."""
+        if prompts:
+            self._bodies = [_body(self._config, prompt) for prompt in prompts]
 
     def start(self) -> None:
         """Begin to send. Call once."""
@@ -101,7 +109,7 @@ class LoadGenerator:
         config = self._config
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         timeout = aiohttp.ClientTimeout(total=config.timeout_seconds)
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, force_close=not config.reuse_connections)
         headers = {"Content-Type": "application/json", "User-Agent": "serin-load"}
         async with (
             aiohttp.ClientSession(

@@ -5,6 +5,9 @@ drain that loses no request which was already on its way.
 """
 
 import asyncio
+import fcntl
+import termios
+from array import array
 from typing import Any
 
 import httptools
@@ -15,8 +18,9 @@ from uvicorn.server import ServerState
 from serving.gateway.config import GatewayConfig
 from serving.gateway.reply import error_body
 
-DRAIN_GRACE_SECONDS = 0.3
-"""On shutdown, a connection without a request may still bring the one that is on its way."""
+DRAIN_GRACE_SECONDS = 1.0
+DRAIN_LOOK_SECONDS = 0.05
+"""On shutdown, a connection without a request may still bring one: its client may not know yet."""
 
 EXTENSION = "serin.connection"
 """Where the app finds its connection in the ASGI scope's extensions."""
@@ -154,9 +158,22 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
 
     def _close_if_idle(self) -> None:
+        if self.transport.is_closing():
+            return
         busy = self.cycle is not None and not self.cycle.response_complete
-        if not busy and not self._begun and not self.transport.is_closing():
-            self.transport.close()
+        if busy or self._begun:
+            return  # its answer will end the connection
+        if self._has_unread():  # a busy process sees its timers first
+            self.loop.call_later(DRAIN_LOOK_SECONDS, self._close_if_idle)
+            return
+        self.transport.close()
+
+    def _has_unread(self) -> bool:
+        """Whether the kernel holds bytes of this connection that were not read yet."""
+        found = self.transport.get_extra_info("socket")
+        length = array("i", [0])
+        fcntl.ioctl(found.fileno(), termios.FIONREAD, length)
+        return length[0] > 0
 
     def _abort(self) -> None:
         self.transport.abort()

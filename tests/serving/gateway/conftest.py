@@ -15,16 +15,32 @@ def world(tmp_path: Path) -> Iterator[World]:
     found.close()
 
 
-@pytest.fixture(scope="module")
-def shared(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[World, Predictor, Predictor]]:
-    """One gateway with short time-outs and two predictors, for tests that leave them alive."""
+@pytest.fixture(scope="session")
+def predictors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Predictor, Predictor]]:
+    """Two predictors for tests that leave them alive."""
+    found = World(tmp_path_factory.mktemp("predictors"))
+    yield found.predictor("assistant-00001", "1"), found.predictor("assistant-00002", "2")
+    found.close()
+
+
+@pytest.fixture
+def stable(predictors: tuple[Predictor, Predictor]) -> Predictor:
+    """A calm predictor of version 1."""
+    predictors[0].behave()
+    return predictors[0]
+
+
+@pytest.fixture
+def canary(predictors: tuple[Predictor, Predictor]) -> Predictor:
+    """A calm predictor of version 2."""
+    predictors[1].behave()
+    return predictors[1]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One gateway with short time-outs, for tests that leave it alive."""
     found = World(tmp_path_factory.mktemp("gateway"))
-    stable, canary = (
-        found.predictor("assistant-00001", "1"),
-        found.predictor("assistant-00002", "2"),
-    )
     found.start_gateway(
         head_seconds_max=0.5,
         body_seconds_max=0.5,
@@ -35,18 +51,14 @@ def shared(
         hold_seconds_max=3,
         seed=5,
     )
-    yield found, stable, canary
+    yield found
     found.close()
 
 
 @pytest.fixture
-def calm(
-    shared: tuple[World, Predictor, Predictor],
-) -> tuple[World, Predictor, Predictor]:
+def calm(shared: World, stable: Predictor, canary: Predictor) -> tuple[World, Predictor, Predictor]:
     """The shared world with calm predictors and all traffic on stable."""
-    world, stable, canary = shared
+    shared.route(stable)
+    until(lambda: shared.ask().status_code == 200)
     stable.behave()
-    canary.behave()
-    world.route(stable)
-    until(lambda: world.ask().status_code == 200)
-    return shared
+    return shared, stable, canary
