@@ -131,7 +131,8 @@ class Api:
             _key(request),
             uid=str(wanted.get("uid") or ""),
             version=str(wanted.get("resourceVersion") or ""),
-            dry_run=_dry_run(request),
+            # kubectl asks for a dry run in the body, not in the query.
+            dry_run=_dry_run(request, given.get("dryRun")),
         )
         metadata = gone["metadata"]
         details = {"name": metadata["name"], "group": GROUP, "kind": PLURAL, "uid": metadata["uid"]}
@@ -296,11 +297,11 @@ def _flag(request: Request, name: str) -> bool:
     return request.query_params.get(name, "") in ("true", "1", "True")
 
 
-def _dry_run(request: Request) -> bool:
-    value: Any = request.query_params.get("dryRun")
-    if value not in (None, "All"):
-        raise bad_request(f"dryRun: Unsupported value: {value!r}; only All")
-    return value is not None
+def _dry_run(request: Request, in_body: Any = None) -> bool:
+    asked = [*request.query_params.getlist("dryRun"), *(in_body or [])]
+    if any(value != "All" for value in asked):
+        raise bad_request(f"dryRun: Unsupported value: {asked}; only All")
+    return bool(asked)
 
 
 def _number(name: str, text: str) -> int:

@@ -146,10 +146,11 @@ def _route(state: ServiceState, facts: ServiceFacts) -> Condition:
 
 
 def _together(*parts: Condition) -> Condition:
+    """Return the worst part; of several alike, the first that gives a reason."""
     for truth in ("False", "Unknown"):
-        for part in parts:
-            if part.status == truth:
-                return part
+        found = [part for part in parts if part.status == truth]
+        if found:
+            return next((part for part in found if part.reason), found[0])
     return TRUE
 
 

@@ -29,7 +29,6 @@ from serving.local.refusals import (
 
 SCHEMA_VERSION = 1
 EVENTS_KEPT = 1000
-WATCHER_QUEUE_MAX = 1000
 OBJECTS_MAX = 200
 FIXED_METADATA = ("name", "namespace", "uid", "creationTimestamp", "generation")
 NO_STATUS: Object = {}
@@ -59,15 +58,15 @@ class Content:
 class Watcher:
     """A bounded queue of events for one watch request. None ends it."""
 
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[Event | None] = asyncio.Queue(WATCHER_QUEUE_MAX)
+    def __init__(self, events_max: int) -> None:
+        self.queue: asyncio.Queue[Event | None] = asyncio.Queue(events_max)
         self.ended = False
 
     def give(self, event: Event) -> None:
         """Hand on an event; a reader that is too slow is cut off rather than waited for."""
         if self.ended:
             return
-        if self.queue.qsize() < WATCHER_QUEUE_MAX - 1:
+        if self.queue.qsize() < self.queue.maxsize - 1:
             self.queue.put_nowait(event)
         else:
             self.end()
@@ -80,16 +79,25 @@ class Watcher:
 
 
 class Store:
-    """All InferenceServices of one home, kept in one file that is replaced at every change."""
+    """All InferenceServices of one home, kept in one file that is replaced at every change.
 
-    def __init__(self, path: Path, on_change: Callable[[], None] = lambda: None) -> None:
+    The last `events_kept` changes are remembered for watches, and as many may wait for a reader.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        on_change: Callable[[], None] = lambda: None,
+        events_kept: int = EVENTS_KEPT,
+    ) -> None:
         content = read_as(path, Content) or Content()
         check_schema(path, content.schema_version, SCHEMA_VERSION)
         self.path = path
         self.version = content.resource_version
         self.on_change = on_change
+        self.events_kept = events_kept
         self._objects: dict[Key, Object] = {key_of(found): found for found in content.objects}
-        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._events: deque[Event] = deque(maxlen=events_kept)
         self._watchers: set[Watcher] = set()
         # Events from before this process are not known.
         self._oldest = self.version
@@ -178,7 +186,7 @@ class Store:
             raise expired(since)
         else:
             missed = [event for event in self._events if event.version > since]
-        watcher = Watcher()
+        watcher = Watcher(self.events_kept)
         self._watchers.add(watcher)
         return watcher, missed
 
@@ -238,7 +246,7 @@ class Store:
         self._objects = objects
 
     def _announce(self, event: Event) -> None:
-        if len(self._events) == EVENTS_KEPT:
+        if len(self._events) == self._events.maxlen:
             self._oldest = self._events[0].version
         self._events.append(event)
         for watcher in tuple(self._watchers):
