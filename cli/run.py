@@ -26,8 +26,8 @@ GOOD_ENDS |= {"Registered, waiting", "Awaiting approval", "Superseded"}
 def run(
     data: Annotated[str, typer.Option(help="folder or URL of daily files, one file = one day")],
     story: Annotated[Path | None, typer.Option(help="YAML of expectations and faults")] = None,
-    prompt_field: Annotated[str, typer.Option(help="column of the prompt")] = "prompt",
-    response_field: Annotated[str, typer.Option(help="column of the wanted answer")] = "response",
+    prompt_field: Annotated[str | None, typer.Option(help="column of the prompt")] = None,
+    response_field: Annotated[str | None, typer.Option(help="column of the wanted answer")] = None,
     slice_field: Annotated[str | None, typer.Option(help="column of the slice")] = None,
     id_field: Annotated[str | None, typer.Option(help="column of the record id")] = None,
     evaluation: Annotated[str, typer.Option("--eval", help="file of evaluation records")] = "",
@@ -42,9 +42,13 @@ def run(
     told = read_story(story) if story else Story()
     _choose_home(story)
     settings = Settings.read()
-    mapping = {"prompt": prompt_field, "response": response_field}
-    mapping |= {"slice_name": slice_field} if slice_field else {}
-    mapping |= {"id": id_field} if id_field else {}
+    fields = {
+        "prompt": prompt_field,
+        "response": response_field,
+        "slice_name": slice_field,
+        "id": id_field,
+    }
+    mapping = {name: field for name, field in fields.items() if field}
     ingest = {"data": _absolute(data), "mapping": mapping, "evaluation": {"uri": evaluation}}
     parameters = _parameters(told, ingest, base)
     console = Console()

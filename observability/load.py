@@ -68,7 +68,8 @@ class LoadGenerator:
             raise InputError("a load needs at least one prompt and the address of a gateway")
         self._config = config
         self._bodies = [_body(config, prompt) for prompt in prompts]
-        self._random = random.Random(config.seed)
+        self._gaps = random.Random(config.seed)
+        self._choices = random.Random(config.seed + 1)
         self._tally = Tally(config.failures_max, config.seed)
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -134,14 +135,16 @@ class LoadGenerator:
                     self._tally.skip()
                     continue
                 self._tally.send()
-                group.create_task(self._send(session, self._bodies[index % len(self._bodies)]))
+                stream = self._choices.random() < config.stream_share
+                body = self._bodies[index % len(self._bodies)][stream]
+                group.create_task(self._send(session, body, stream))
                 index += 1
         self._tally.end()
 
     def _gap(self) -> float:
         if self._config.arrivals == "uniform":
             return 1 / self._config.rps
-        return self._random.expovariate(self._config.rps)
+        return self._gaps.expovariate(self._config.rps)
 
     async def _sleep(self, seconds: float) -> None:
         if seconds <= 0 or self._wake is None:
@@ -152,13 +155,12 @@ class LoadGenerator:
         except TimeoutError:
             return
 
-    async def _send(self, session: aiohttp.ClientSession, body: tuple[bytes, bytes]) -> None:
+    async def _send(self, session: aiohttp.ClientSession, body: bytes, stream: bool) -> None:
         """Send one request once, and count what came of it."""
-        stream = self._random.random() < self._config.stream_share
         began = time.monotonic()
         status, arm, version, request_id = 0, "", "", ""
         try:
-            async with session.post(self._config.url + CHAT_PATH, data=body[stream]) as answer:
+            async with session.post(self._config.url + CHAT_PATH, data=body) as answer:
                 status = answer.status
                 arm = answer.headers.get("x-serin-arm", "")
                 version = answer.headers.get("x-serin-model-version", "")

@@ -84,7 +84,9 @@ def load_model(folder: Path, bfloat16: bool = False) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
             str(folder),

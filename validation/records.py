@@ -5,6 +5,7 @@ neither files nor tables.
 """
 
 import functools
+import logging
 import os
 import re
 import time
@@ -144,6 +145,7 @@ def _definition(contract: RecordContract) -> Any:
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     batch = (
