@@ -13,13 +13,6 @@ from rollout.ledger import Ledger
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def fast_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where there is one: for tests with thousands of durable writes."""
     memory = Path("/dev/shm")
@@ -28,6 +21,13 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=memory) as name:
         yield Path(name)
+
+
+@pytest.fixture
+def ledger(fast_folder: Path) -> Iterator[Ledger]:
+    opened = Ledger(f"sqlite:///{fast_folder}/ledger.db")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
