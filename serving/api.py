@@ -1,5 +1,6 @@
 """The predictor's own routes: OpenAI-style chat, text and models, identity and metrics."""
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -114,6 +115,9 @@ class PredictorApi:
         except ClientGone:
             ending.finish("cancelled")
             return Response(status_code=CLIENT_GONE_STATUS)
+        except asyncio.CancelledError:  # the drain's time is over; whoever cancels ends the process
+            ending.finish("error")
+            return error_response(draining())
         except Exception:
             ending.finish("error")
             raise

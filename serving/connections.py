@@ -104,6 +104,9 @@ class EventStream(Response):
             outcome = await unless_gone(receive, self._send_all(send))
         except (ClientGone, TimeoutError):
             log.debug("a stream's client went away")
+        except asyncio.CancelledError:  # the drain's time is over
+            outcome = "error"
+            raise
         finally:
             await self._events.aclose()
             self._ending.finish(outcome)

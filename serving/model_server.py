@@ -123,9 +123,14 @@ def build_server(site: Site, api: PredictorApi) -> Any:
             async def model_ready(model_name: str) -> Any:
                 return await health.model_ready(model_name)
 
+            async def ready() -> Any:
+                # kserve's own route says ready whatever its models say
+                await health.model_ready(site.identity.model_name)
+                return await health.ready()
+
             get: dict[str, Any] = {"methods": ["GET"], "response_class": JSONResponse}
             app.add_api_route("/v2/health/live", health.live, **get)
-            app.add_api_route("/v2/health/ready", health.ready, **get)
+            app.add_api_route("/v2/health/ready", ready, **get)
             app.add_api_route("/v2/models/{model_name}/ready", model_ready, **get)
             api.add_to(app)
 

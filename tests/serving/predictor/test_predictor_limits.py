@@ -1,0 +1,153 @@
+"""Many clients, full queues, deadlines, clients that leave, and an end without loss."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+from conftest import Start
+from predictor_process import PredictorProcess, ask, until
+from test_predictor_conformance import said
+
+CHAT = "/openai/v1/chat/completions"
+DELAY_SECONDS = 0.8
+SLOW = {"delay_seconds": DELAY_SECONDS}
+ENDLESS = {"max_tokens": 2048, "n": 8}
+"""About 16,000 tokens: some seconds of work, so that leaving early can be seen."""
+
+
+def idle(predictor: PredictorProcess) -> bool:
+    names = ("running_answers", "engine_answers", "queue_requests")
+    return all(predictor.metric(name) == 0 for name in names)
+
+
+async def test_200_clients_at_once_all_get_their_own_answer(openvino: PredictorProcess) -> None:
+    before = openvino.metric("requests_total", outcome="ok")
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=openvino.url, timeout=60, limits=limits) as client:
+        answers = await asyncio.gather(
+            *(client.post(CHAT, json=ask(f"n {i}", max_tokens=1 + i % 50)) for i in range(200))
+        )
+    assert [answer.status_code for answer in answers] == [200] * 200
+    texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+    assert texts == [said(1 + i % 50) for i in range(200)]
+    assert openvino.metric("requests_total", outcome="ok") == before + 200
+    assert idle(openvino)
+
+
+def test_leaving_a_stream_frees_its_slots(predictor: PredictorProcess) -> None:
+    before = predictor.metric("requests_total", outcome="cancelled")
+    body = ask(**ENDLESS, stream=True)
+    with predictor.http() as client, client.stream("POST", CHAT, json=body) as answer:
+        lines = answer.iter_lines()  # kept: a dropped iterator closes the connection
+        next(lines)
+        assert predictor.metric("running_answers") == 8
+    until(lambda: idle(predictor), 3)
+    assert predictor.metric("requests_total", outcome="cancelled") == before + 1
+
+
+def test_leaving_before_a_whole_answer_frees_its_slots(predictor: PredictorProcess) -> None:
+    before = predictor.metric("requests_total", outcome="cancelled")
+    with predictor.http(0.2) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(CHAT, json=ask(**ENDLESS))
+    until(lambda: idle(predictor), 3)
+    assert predictor.metric("requests_total", outcome="cancelled") == before + 1
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back(start: Start) -> None:
+    predictor = start(
+        faults=SLOW, SERIN_PREDICTOR_CONCURRENCY="1", SERIN_PREDICTOR_QUEUE_REQUESTS_MAX="1"
+    ).wait_ready()
+    with ThreadPoolExecutor(3) as pool, predictor.http() as client:
+        first = pool.submit(client.post, CHAT, json=ask(max_tokens=3))
+        until(lambda: predictor.metric("running_answers") == 1)
+        second = pool.submit(client.post, CHAT, json=ask(max_tokens=3))
+        until(lambda: predictor.metric("queue_requests") == 1)
+        third = client.post(CHAT, json=ask(max_tokens=3))
+        assert third.status_code == 429
+        assert int(third.headers["retry-after"]) >= 1
+        assert third.json()["error"]["code"] == "rate_limit_exceeded"
+        with pytest.raises(openai.RateLimitError):
+            predictor.openai().chat.completions.create(**ask(max_tokens=3))
+        assert [first.result().status_code, second.result().status_code] == [200, 200]
+    assert predictor.metric("requests_total", outcome="refused") == 2
+    assert idle(predictor)
+
+
+def test_a_request_over_its_deadline_ends_with_504(start: Start) -> None:
+    predictor = start(faults=SLOW, SERIN_PREDICTOR_DEADLINE_SECONDS="30").wait_ready()
+    hurry = {"x-serin-deadline-seconds": "0.15"}
+    for stream in (False, True):
+        began = time.monotonic()
+        answer = predictor.http().post(CHAT, json=ask(stream=stream), headers=hurry)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+        assert time.monotonic() - began < DELAY_SECONDS
+    assert idle(predictor)
+    assert predictor.metric("requests_total", outcome="expired") == 2
+
+
+def test_a_stream_over_its_deadline_ends_with_an_error_event(openvino: PredictorProcess) -> None:
+    hurry = {"x-serin-deadline-seconds": "0.3"}
+    stream = openvino.openai().chat.completions.create(
+        **ask(**ENDLESS), stream=True, extra_headers=hurry
+    )
+    with pytest.raises(openai.APIError, match="within 0.3 seconds"):
+        list(stream)
+    until(lambda: idle(openvino), 3)
+
+
+def test_the_deadline_counts_the_wait_for_a_slot(start: Start) -> None:
+    predictor = start(faults=SLOW, SERIN_PREDICTOR_CONCURRENCY="1").wait_ready()
+    with ThreadPoolExecutor(1) as pool, predictor.http() as client:
+        first = pool.submit(client.post, CHAT, json=ask(max_tokens=3))
+        until(lambda: predictor.metric("running_answers") == 1)
+        hurry = {"x-serin-deadline-seconds": "0.1"}
+        assert client.post(CHAT, json=ask(), headers=hurry).status_code == 504
+        assert predictor.metric("queue_requests") == 0
+        assert first.result().status_code == 200
+
+
+def test_running_requests_end_before_the_process_does(start: Start) -> None:
+    predictor = start(faults={"delay_seconds": 2}).wait_ready()
+    with ThreadPoolExecutor(2) as pool, predictor.http() as client:
+        idle_connection = predictor.http()
+        assert idle_connection.get("/v2/health/ready").status_code == 200
+        whole = pool.submit(client.post, CHAT, json=ask(max_tokens=5))
+        stream = pool.submit(client.post, CHAT, json=ask(max_tokens=5, stream=True))
+        until(lambda: predictor.metric("running_answers") == 2)
+        predictor.terminate()
+        until(lambda: idle_connection.get("/v2/health/ready").status_code == 503, 1)
+        assert idle_connection.get("/v2/models/assistant/ready").status_code == 503
+        late = predictor.http().post(CHAT, json=ask())
+        assert late.status_code == 503
+        assert late.json()["error"]["code"] == "draining"
+        assert late.headers["connection"] == "close"
+        assert "retry-after" in late.headers
+        assert whole.result().json()["choices"][0]["message"]["content"] == said(5)
+        assert stream.result().text.rstrip().endswith("data: [DONE]")
+    assert predictor.process.wait(10) == 0
+
+
+def test_the_drain_is_bounded(start: Start) -> None:
+    predictor = start(
+        faults={"delay_seconds": 60}, SERIN_PREDICTOR_DRAIN_SECONDS="0.3"
+    ).wait_ready()
+    with ThreadPoolExecutor(1) as pool, predictor.http() as client:
+        stuck = pool.submit(client.post, CHAT, json=ask())
+        until(lambda: predictor.metric("running_answers") == 1)
+        predictor.terminate()
+        assert predictor.process.wait(10) == 0
+        assert stuck.result().status_code == 503
+
+
+def test_a_failing_engine_is_503_and_counted_as_our_error(start: Start) -> None:
+    predictor = start(faults={"error_share": 1.0}).wait_ready()
+    for stream in (False, True):
+        answer = predictor.http().post(CHAT, json=ask(stream=stream))
+        assert answer.status_code == 503
+        assert answer.json()["error"]["type"] == "server_error"
+    assert predictor.metric("requests_total", outcome="error") == 2
+    assert predictor.metric("request_seconds_count") == 2
