@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class HashedContent(msgspec.Struct, frozen=True):
     time: str
 
 
+CHECKED = ("hash", *HashedContent.__struct_fields__)
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -79,25 +80,24 @@ def read_event(row: Mapping[str, Any]) -> Event:
     return Event(**{**row, "body": msgspec.json.decode(row["body"]), "serving": shares})
 
 
-def chain_problems(
-    rows: Iterable[Mapping[str, Any]], head: tuple[int, str], limit: int
-) -> list[str]:
-    """Check the rows in order of seq against each other and the recorded head (seq, hash).
+def chain_problems(rows: Iterable[Sequence[Any]], head: tuple[int, str], limit: int) -> list[str]:
+    """Check rows of CHECKED columns, in order of seq, against each other and the head (seq, hash).
 
     Returns at most `limit` sentences; none means that nothing was changed, removed or added.
     """
     problems: list[str] = []
     seq, previous = 0, GENESIS
-    for row in rows:
+    for found_hash, body, *others in rows:
         if len(problems) >= limit:
             return problems
-        if row["seq"] != seq + 1:
-            problems.append(f"events {seq + 1} to {row['seq'] - 1} are missing")
-        elif row["previous_hash"] != previous:
-            problems.append(f"event {row['seq']} does not follow event {seq}: chain changed")
-        if event_hash(_content(row)) != row["hash"]:
-            problems.append(f"event {row['seq']} was edited: its content does not give its hash")
-        seq, previous = row["seq"], row["hash"]
+        content = HashedContent(msgspec.Raw(body.encode()), *others)
+        if content.seq != seq + 1:
+            problems.append(f"events {seq + 1} to {content.seq - 1} are missing")
+        elif content.previous_hash != previous:
+            problems.append(f"event {content.seq} does not follow event {seq}: chain changed")
+        if event_hash(content) != found_hash:
+            problems.append(f"event {content.seq} was edited: its content does not give its hash")
+        seq, previous = content.seq, found_hash
     if (seq, previous) != head:
         problems.append(f"the chain ends at event {seq}, the last one written was {head[0]}")
     return problems

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from core.contracts import ACTIVE_STATES, CounterSample, ReleaseState
 from rollout.database import BUSY_SECONDS, Database
-from rollout.events import Event, ServingShare, chain_problems, read_event
+from rollout.events import CHECKED, Event, ServingShare, chain_problems, read_event
 from rollout.release import HELD_STATES, Release
 from rollout.schema import EVENTS, RELEASES, REVISIONS, SAMPLES, prepare
 from rollout.times import to_iso
@@ -22,6 +22,8 @@ from rollout.writer import Writer, in_states, one_release, read_head, read_relea
 
 T = TypeVar("T")
 PROBLEMS_MAX = 100
+PROMOTED_MAX = 1000
+"""How far back a rollback can choose its version."""
 NAMESPACE = "default"
 TOUCHED_STATES = (ReleaseState.PROMOTED, ReleaseState.ROLLED_BACK)
 
@@ -99,11 +101,13 @@ class Ledger:
 
     def stable(self, service: str, namespace: str = NAMESPACE) -> Release | None:
         """The release that made the version that is stable now; None before the first."""
-        found = self.promoted(service, namespace)
-        return found[-1] if found else None
+        found = self.promoted(service, namespace, limit=1)
+        return found[0] if found else None
 
-    def promoted(self, service: str, namespace: str = NAMESPACE) -> list[Release]:
-        """Releases whose candidate became stable, in that order; rollbacks to it included."""
+    def promoted(
+        self, service: str, namespace: str = NAMESPACE, limit: int = PROMOTED_MAX
+    ) -> list[Release]:
+        """The last releases whose candidate became stable, in that order, rollbacks included."""
         became_stable = or_(
             RELEASES.c.state == str(ReleaseState.PROMOTED),
             and_(RELEASES.c.state == str(ReleaseState.ROLLED_BACK), RELEASES.c.kind == "rollback"),
@@ -112,9 +116,10 @@ class Ledger:
             select(RELEASES)
             .where(RELEASES.c.namespace == namespace, RELEASES.c.service == service)
             .where(became_stable)
-            .order_by(RELEASES.c.final_seq)
+            .order_by(RELEASES.c.final_seq.desc())
+            .limit(limit)
         )
-        return self._database.read(lambda connection: read_releases(connection, query))
+        return self._database.read(lambda connection: read_releases(connection, query))[::-1]
 
     def failed_first(self) -> list[Release]:
         """First releases that were rolled back, of services where nothing has begun since."""
@@ -201,8 +206,8 @@ class Ledger:
         """
 
         def work(connection: Connection) -> list[str]:
-            found = connection.execute(select(EVENTS).order_by(EVENTS.c.seq)).mappings()
-            rows = (dict(row) for row in found)
+            columns = [EVENTS.c[name] for name in CHECKED]
+            rows = connection.execute(select(*columns).order_by(EVENTS.c.seq)).tuples()
             problems = chain_problems(rows, read_head(connection), PROBLEMS_MAX)
             return (problems + _strayed(connection))[:PROBLEMS_MAX]
 
