@@ -121,19 +121,12 @@ def _announce(release: "Release") -> None:
 def _print_events(events: list["Event"]) -> None:
     if not events:
         typer.echo("no events yet")
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("seq", "time", "release", "event", "state", "serving", "details")
-    table = Table(*columns, box=None, header_style="dim")
     for event in events:
         serving = " ".join(f"{part.model_version}:{part.percent}%" for part in event.serving)
-        table.add_row(
-            str(event.seq), _local(event.time), event.release_id, event.kind, event.state, serving,
-            _details(event.body),
-        )  # fmt: skip
-    Console().print(table)
+        typer.echo(
+            f"{event.seq:5} {_local(event.time)}  {event.release_id}  {event.kind:<18} "
+            f"{event.state:<17} {serving:<12} {_details(event.body)}".rstrip()
+        )
 
 
 def _details(body: Any) -> str:

@@ -106,7 +106,7 @@ def protected(settings: Settings, config: RetentionConfig) -> Protected:
     snapshots: set[str] = set()
     for release in _needed_releases(settings, config):
         candidate = release.candidate
-        states = (release.before, release.goal)
+        states = () if release.final else (release.before, release.goal)
         bundles |= {candidate.bundle_digest, *(s.bundle_digest for s in states if s)}
         adapters.add(candidate.adapter_digest)
         snapshots.add(candidate.snapshot_id)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 REFRESH_SECONDS = 2.0
+PIPE_WIDTH = 200
 UNKNOWN = "unknown"
 
 
@@ -30,7 +31,10 @@ def status(
     else:
         from rich.console import Console
 
-        Console().print(render(reader.read()))
+        console = Console()
+        # A file or pipe has no width to fit into: nothing is cut there.
+        console = console if console.is_terminal else Console(width=PIPE_WIDTH)
+        console.print(render(reader.read()))
 
 
 def _watch(reader: Reader) -> None:

@@ -1,0 +1,147 @@
+"""`serin history`, approve, reject and status against a real ledger."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.overview import Reader
+from cli.release import approve, history, open_conductor, reject
+from cli.status import render
+from core.contracts import Candidate, ReleaseState
+from core.errors import NotFoundError, RefusedError
+from core.settings import Settings
+from rollout.conductor import Conductor
+from rollout.fake_inference_service import FakeInferenceServices
+from rollout.ledger import Ledger
+from rollout.plan import ReleasePlan
+from rollout.release import Release
+
+PROPOSED_BUNDLE = "b" * 64
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("SERIN_HOME", str(tmp_path))
+    return Settings.read()
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    opened = Ledger(settings.ledger_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def asked(ledger: Ledger) -> Release:
+    """A first release that awaits a person's approval."""
+    conductor = Conductor(ledger, FakeInferenceServices(), "flow")
+    candidate = Candidate(
+        service="assistant",
+        model_version="1",
+        bundle_digest=PROPOSED_BUNDLE,
+        bundle_uri=f"file:///bundles/{PROPOSED_BUNDLE}",
+        adapter_digest="a" * 64,
+        snapshot_id="c" * 64,
+        verdict_digest="d" * 64,
+        stable_version=None,
+    )
+    proposed = conductor.propose(candidate, ReleasePlan(approval="required"))
+    return conductor.start(proposed.release_id)
+
+
+def test_history_lists_every_event_as_json(
+    asked: Release, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history(json_output=True, release=None, limit=50, verify=False)
+    events = json.loads(capsys.readouterr().out)
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert {event["release_id"] for event in events} == {asked.release_id}
+    assert events[-1]["state"] == "AWAITING_APPROVAL"
+    assert events[-1]["hash"] == ledger.last_events(1)[0].hash
+
+
+def test_history_is_limited_to_the_newest(
+    asked: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history(json_output=True, release=asked.release_id, limit=1, verify=True)
+    (event,) = json.loads(capsys.readouterr().out)
+    assert event["state"] == "AWAITING_APPROVAL"
+    history(json_output=False, release=None, limit=50, verify=False)
+    assert asked.release_id in capsys.readouterr().out
+
+
+def test_history_of_an_unknown_release_is_an_error(asked: Release) -> None:
+    with pytest.raises(NotFoundError, match="r-none"):
+        history(json_output=True, release="r-none", limit=50, verify=False)
+
+
+def test_nothing_is_made_by_looking(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    history(json_output=True, release=None, limit=50, verify=False)
+    assert json.loads(capsys.readouterr().out) == []
+    assert not any(settings.home.iterdir())
+
+
+def test_an_approval_is_in_the_ledger_with_name_and_note(
+    asked: Release, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    approve(asked.release_id, "Ada", "looks right")
+    assert asked.release_id in capsys.readouterr().out
+    approved = ledger.release(asked.release_id).approval
+    assert approved is not None
+    assert (approved.who, approved.note) == ("Ada", "looks right")
+    assert approved.verdict_digest == "d" * 64
+
+
+def test_a_rejection_ends_the_release(asked: Release, ledger: Ledger) -> None:
+    reject(asked.release_id, "Ada", "not today")
+    ended = ledger.release(asked.release_id)
+    assert ended.state is ReleaseState.REJECTED
+    assert "Ada" in str(ledger.last_events(1)[0].body)
+
+
+def test_a_decision_needs_a_name(asked: Release, ledger: Ledger) -> None:
+    with pytest.raises(RefusedError, match="--as"):
+        approve(asked.release_id, " ")
+    assert ledger.release(asked.release_id).approval is None
+
+
+def test_there_is_nothing_to_decide_without_a_ledger(settings: Settings) -> None:
+    with pytest.raises(RefusedError, match="no releases"):
+        open_conductor(settings)
+
+
+def test_status_says_unknown_where_nobody_answers(
+    asked: Release, settings: Settings, free_port: int
+) -> None:
+    away = f"http://127.0.0.1:{free_port}"
+    deaf = settings.model_copy(
+        update={"kube_url": away, "gateway_url": away, "prefect_url": f"{away}/api"}
+    )
+    seen = Reader(deaf).read()
+    assert seen.serving is None
+    assert seen.runs is None
+    assert seen.active is not None
+    assert seen.active.state == "AWAITING_APPROVAL"
+    assert seen.waiting == ()
+
+
+def test_status_says_unknown_when_the_ledger_is_broken(settings: Settings) -> None:
+    (settings.home / "ledger.db").write_bytes(b"this is no database" * 100)
+    seen = Reader(settings).read()
+    assert seen.active is None
+    assert seen.waiting is None
+    assert "ledger" in seen.notes[0]
+
+
+def test_status_is_shown_to_people(
+    asked: Release, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    Console(width=200).print(render(Reader(settings).read()))
+    shown = capsys.readouterr().out
+    assert "AWAITING_APPROVAL" in shown
+    assert "runs: unknown" in shown
