@@ -47,6 +47,7 @@ class Database:
         if self.dialect not in CLOCKS:
             raise ConfigurationError(f"ledger URL: {self.dialect} is neither sqlite nor postgresql")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         if self.dialect == "sqlite":
             self._engine = _sqlite_engine(self.url, busy_seconds)
         else:
@@ -91,10 +92,12 @@ class Database:
         return float(connection.execute(text(f"SELECT {CLOCKS[self.dialect]}")).scalar_one())
 
     def close(self) -> None:
-        """Close all connections. The database is opened anew when used again, except PostgreSQL."""
+        """Close all connections."""
         self._run(self._engine.dispose)
-        if self._loop is not None:
+        if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def _run(self, call: Callable[[], T]) -> T:
         try:
@@ -120,7 +123,8 @@ class Database:
         from sqlalchemy.ext.asyncio import create_async_engine
 
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="ledger", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ledger", daemon=True)
+        self._thread.start()
         arguments: dict[str, Any] = {
             "timeout": CONNECT_SECONDS,
             "command_timeout": STATEMENT_SECONDS,
