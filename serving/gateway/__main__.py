@@ -48,7 +48,7 @@ def serve(config: GatewayConfig, home: Path, listener: socket.socket) -> None:
             lifespan="on",
             access_log=False,
             log_config=None,
-            log_level=logging.WARNING,
+            log_level=logging.ERROR,
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,

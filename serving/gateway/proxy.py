@@ -147,7 +147,7 @@ class Proxy:
     ) -> None:
         """Raise AttemptFailed for an answer that another endpoint should give instead."""
         revision = answer.headers.get(REVISION_HEADER)
-        if revision is not None and revision != endpoint.revision:
+        if revision and revision != endpoint.revision:
             raise AttemptFailed("wrong_revision", sent=True)  # its port belongs to another now
         if answer.status == 503:
             raise AttemptFailed("status_503", sent=False)  # draining or not ready: not begun

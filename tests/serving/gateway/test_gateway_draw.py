@@ -5,18 +5,19 @@ import math
 import pytest
 from gateway_world import Predictor, World, until
 
+from core.contracts import CounterSample
 from core.errors import InputError
 from serving.gateway.balancer import Balancer
-from serving.gateway.routes import parse_routes
+from serving.gateway.routes import Routes, parse_routes
 
 
-def balancer(percent: float, seed: int = 1, canary_ready: bool = True, **more: object) -> Balancer:
+def balancer(percent: float, seed: int = 1, canary_ready: bool = True) -> Balancer:
     found = Balancer("key", seed)
-    found.apply(routes(percent, canary_ready=canary_ready, **more))
+    found.apply(routes(percent, canary_ready))
     return found
 
 
-def routes(percent: float, canary_ready: bool = True, canary: str = "assistant-00002"):
+def routes(percent: float, canary_ready: bool = True, canary: str = "assistant-00002") -> Routes:
     ready = "true" if canary_ready else "false"
     return parse_routes(
         f"""{{"generation": 1, "services": {{"assistant": {{"arms": [
@@ -156,6 +157,8 @@ def test_real_traffic_is_split_and_counted_as_declared(
     sample = until(lambda: _settled(world))
     assert report.failed == 0
     assert sample.share == 0.25
+    assert before.stable is not None
+    assert before.canary is not None
     drawn = sample.canary.draws - before.canary.draws
     total = drawn + sample.stable.draws - before.stable.draws
     assert total == report.sent
@@ -164,7 +167,7 @@ def test_real_traffic_is_split_and_counted_as_declared(
     assert abs(drawn - total / 4) < 4 * math.sqrt(total * 0.25 * 0.75)
 
 
-def _settled(world: World):
+def _settled(world: World) -> CounterSample | None:
     sample = world.counters()
     arms = (sample.stable, sample.canary)
     return sample if all(arm and arm.draws == arm.requests for arm in arms) else None

@@ -225,6 +225,31 @@ def test_a_body_that_trickles_in_is_answered_408(calm: Calm) -> None:
     assert raw(world, head).startswith(b"HTTP/1.1 408 ")
 
 
+def test_an_upgrade_is_ignored_and_a_head_has_no_body(calm: Calm) -> None:
+    world, _, _ = calm
+    close = b"host: a\r\nconnection: close, upgrade\r\n"
+    upgrade = b"upgrade: websocket\r\nsec-websocket-key: eA==\r\nsec-websocket-version: 13\r\n"
+    answer = raw(world, b"GET /healthz HTTP/1.1\r\n" + close + upgrade + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    answer = raw(world, b"HEAD /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_pipelined_requests_are_answered_in_order(calm: Calm) -> None:
+    world, _, _ = calm
+    body = json.dumps(ASK).encode()
+    one = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n".encode()
+    requests = [
+        one + b"x-request-id: number-%d\r\n" % number + end + b"\r\n" + body
+        for number, end in enumerate((b"", b"", b"connection: close\r\n"))
+    ]
+    answer = raw(world, b"".join(requests))
+    places = [answer.index(b"x-request-id: number-%d" % number) for number in range(3)]
+    assert places == sorted(places)
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+
+
 def test_a_client_that_waits_for_permission_to_send_gets_it(calm: Calm) -> None:
     world, _, _ = calm
     body = json.dumps(ASK).encode()

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -25,7 +26,8 @@ def grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]
 
 
 def stream(world: World) -> httpx.Response:
-    return CLIENT.post(world.url + CHAT, json={**ASK, "stream": True})
+    answer: httpx.Response = CLIENT.post(world.url + CHAT, json={**ASK, "stream": True})
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,9 @@ def stream(world: World) -> httpx.Response:
     ],
     ids=str,
 )
-def test_the_other_arm_answers_and_the_drawn_arm_gets_the_error(calm: Calm, mood: dict) -> None:
+def test_the_other_arm_answers_and_the_drawn_arm_gets_the_error(
+    calm: Calm, mood: dict[str, Any]
+) -> None:
     world, stable, canary = calm
     canary.behave(**mood)
     world.route(stable, canary, percent=100)
