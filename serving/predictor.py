@@ -23,7 +23,7 @@ from serving.engines.faults import FaultyEngine, control_file
 from serving.engines.openvino import OpenVinoEngine
 from serving.engines.reference import ReferenceEngine
 from serving.lifecycle import Identity, Lifecycle
-from serving.model_server import Site, bind, build_model, build_server, load_kserve
+from serving.model_server import Site, bind, build_model, build_server
 from serving.predictor_config import PredictorConfig, read_config
 from serving.predictor_metrics import PredictorMetrics
 
@@ -84,13 +84,13 @@ def run(given: argparse.Namespace) -> int:
         pid=os.getpid(),
     )
     engine = make_engine(identity, given.bundle, manifest, config, settings)
+    listener = bind(given.host, given.http_port)  # listens only once the engine is warm
     engine.start()
-    load_kserve()
     site = Site(
         identity=identity,
         lifecycle=Lifecycle(),
         engine=engine,
-        listener=bind(given.host, given.http_port),
+        listener=listener,
         port_file=given.port_file,
         drain_seconds=config.drain_seconds,
     )

@@ -1,19 +1,26 @@
 """Many clients, full queues, deadlines, clients that leave, and an end without loss."""
 
 import asyncio
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
 
 import httpx
 import openai
 import pytest
+import uvicorn
 from conftest import Start
 from predictor_process import PredictorProcess, ask, until
+from starlette.responses import Response
 from test_predictor_conformance import said
+
+from serving.engines.engine import Engine, EngineLoad
+from serving.lifecycle import Identity, Lifecycle
+from serving.model_server import Site, bind, serve
 
 CHAT = "/openai/v1/chat/completions"
 DELAY_SECONDS = 0.8
-SLOW = {"delay_seconds": DELAY_SECONDS}
 ENDLESS = {"max_tokens": 2048, "n": 8}
 """About 16,000 tokens: some seconds of work, so that leaving early can be seen."""
 
@@ -56,37 +63,58 @@ def test_leaving_before_a_whole_answer_frees_its_slots(predictor: PredictorProce
     assert predictor.metric("requests_total", outcome="cancelled") == before + 1
 
 
-def test_a_full_queue_refuses_with_a_time_to_come_back(start: Start) -> None:
-    predictor = start(
-        faults=SLOW, SERIN_PREDICTOR_CONCURRENCY="1", SERIN_PREDICTOR_QUEUE_REQUESTS_MAX="1"
-    ).wait_ready()
-    with ThreadPoolExecutor(3) as pool, predictor.http() as client:
+@pytest.fixture(scope="module")
+def narrow(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PredictorProcess]:
+    """One slot, one place in the queue, and a delay before each answer."""
+    process = PredictorProcess(
+        bundle,
+        tmp_path_factory.mktemp("narrow"),
+        faults={"delay_seconds": DELAY_SECONDS},
+        SERIN_PREDICTOR_CONCURRENCY="1",
+        SERIN_PREDICTOR_QUEUE_REQUESTS_MAX="1",
+    )
+    yield process.wait_ready()
+    process.stop()
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back(narrow: PredictorProcess) -> None:
+    with ThreadPoolExecutor(3) as pool, narrow.http() as client:
         first = pool.submit(client.post, CHAT, json=ask(max_tokens=3))
-        until(lambda: predictor.metric("running_answers") == 1)
+        until(lambda: narrow.metric("running_answers") == 1)
         second = pool.submit(client.post, CHAT, json=ask(max_tokens=3))
-        until(lambda: predictor.metric("queue_requests") == 1)
+        until(lambda: narrow.metric("queue_requests") == 1)
         third = client.post(CHAT, json=ask(max_tokens=3))
         assert third.status_code == 429
         assert int(third.headers["retry-after"]) >= 1
         assert third.json()["error"]["code"] == "rate_limit_exceeded"
         with pytest.raises(openai.RateLimitError):
-            predictor.openai().chat.completions.create(**ask(max_tokens=3))
+            narrow.openai().chat.completions.create(**ask(max_tokens=3))
         assert [first.result().status_code, second.result().status_code] == [200, 200]
-    assert predictor.metric("requests_total", outcome="refused") == 2
-    assert idle(predictor)
+    assert narrow.metric("requests_total", outcome="refused") == 2
+    assert idle(narrow)
 
 
-def test_a_request_over_its_deadline_ends_with_504(start: Start) -> None:
-    predictor = start(faults=SLOW, SERIN_PREDICTOR_DEADLINE_SECONDS="30").wait_ready()
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_over_its_deadline_ends_with_504(narrow: PredictorProcess, stream: bool) -> None:
+    before = narrow.metric("requests_total", outcome="expired")
     hurry = {"x-serin-deadline-seconds": "0.15"}
-    for stream in (False, True):
-        began = time.monotonic()
-        answer = predictor.http().post(CHAT, json=ask(stream=stream), headers=hurry)
-        assert answer.status_code == 504
-        assert answer.json()["error"]["code"] == "deadline_exceeded"
-        assert time.monotonic() - began < DELAY_SECONDS
-    assert idle(predictor)
-    assert predictor.metric("requests_total", outcome="expired") == 2
+    with narrow.http() as client:
+        answer = client.post(CHAT, json=ask(stream=stream), headers=hurry)
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    assert answer.elapsed.total_seconds() < DELAY_SECONDS
+    assert idle(narrow)
+    assert narrow.metric("requests_total", outcome="expired") == before + 1
+
+
+def test_the_deadline_counts_the_wait_for_a_slot(narrow: PredictorProcess) -> None:
+    with ThreadPoolExecutor(1) as pool, narrow.http() as client:
+        first = pool.submit(client.post, CHAT, json=ask(max_tokens=3))
+        until(lambda: narrow.metric("running_answers") == 1)
+        hurry = {"x-serin-deadline-seconds": "0.1"}
+        assert client.post(CHAT, json=ask(), headers=hurry).status_code == 504
+        assert narrow.metric("queue_requests") == 0
+        assert first.result().status_code == 200
 
 
 def test_a_stream_over_its_deadline_ends_with_an_error_event(openvino: PredictorProcess) -> None:
@@ -97,17 +125,6 @@ def test_a_stream_over_its_deadline_ends_with_an_error_event(openvino: Predictor
     with pytest.raises(openai.APIError, match="within 0.3 seconds"):
         list(stream)
     until(lambda: idle(openvino), 3)
-
-
-def test_the_deadline_counts_the_wait_for_a_slot(start: Start) -> None:
-    predictor = start(faults=SLOW, SERIN_PREDICTOR_CONCURRENCY="1").wait_ready()
-    with ThreadPoolExecutor(1) as pool, predictor.http() as client:
-        first = pool.submit(client.post, CHAT, json=ask(max_tokens=3))
-        until(lambda: predictor.metric("running_answers") == 1)
-        hurry = {"x-serin-deadline-seconds": "0.1"}
-        assert client.post(CHAT, json=ask(), headers=hurry).status_code == 504
-        assert predictor.metric("queue_requests") == 0
-        assert first.result().status_code == 200
 
 
 def test_running_requests_end_before_the_process_does(start: Start) -> None:
@@ -151,3 +168,36 @@ def test_a_failing_engine_is_503_and_counted_as_our_error(start: Start) -> None:
         assert answer.json()["error"]["type"] == "server_error"
     assert predictor.metric("requests_total", outcome="error") == 2
     assert predictor.metric("request_seconds_count") == 2
+
+
+class DyingEngine:
+    """What the server asks of an engine; it dies when told to."""
+
+    def __init__(self) -> None:
+        self.alive = True
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(0, 0.0, self.alive)
+
+
+async def test_the_server_ends_when_its_engine_died(tmp_path: Path) -> None:
+    engine = DyingEngine()
+    site = Site(
+        identity=Identity("digest", "3", "assistant", "assistant-00003", "none", 0),
+        lifecycle=Lifecycle(),
+        engine=cast(Engine, engine),
+        listener=bind("127.0.0.1", 0),
+        port_file=tmp_path / "port",
+        drain_seconds=1,
+    )
+    server = uvicorn.Server(uvicorn.Config(Response("hello"), log_config=None))
+    serving = asyncio.create_task(serve(server, site))
+    while not site.lifecycle.ready:
+        await asyncio.sleep(0.01)
+    async with httpx.AsyncClient() as client:
+        port = int((tmp_path / "port").read_text())
+        assert (await client.get(f"http://127.0.0.1:{port}/")).text == "hello"
+    engine.alive = False
+    await asyncio.wait_for(serving, 5)
+    assert site.failed
+    assert not site.lifecycle.ready
