@@ -6,6 +6,7 @@ The flows run in this process against the real Prefect server, so that each is i
 import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ class Telling:
     def stack(self) -> Iterator[None]:
         """Use the running stack, or start one without a worker and stop it at the end."""
         running = read_stack(self._settings.home).supervised
+        signal.signal(signal.SIGTERM, _end)
         if self._told.has_faults:
             os.environ["SERIN_ALLOW_FAULTS"] = "1"
         try:
@@ -170,3 +172,8 @@ class Telling:
                     path.write_text(json.dumps(fault.model_dump()))
                     self._console.print(f"[yellow]fault injected into {path.stem}[/yellow]")
                     return
+
+
+def _end(number: int, _frame: object) -> None:
+    """End like any other way out, so that nothing is left running."""
+    raise SystemExit(128 + number)
