@@ -14,6 +14,8 @@ SCHEMA_VERSION = 1
 DESCRIPTION = "serin schema_version="
 RECORDS = "records"
 QUARANTINE = "quarantine"
+PARTITION = "day"
+"""The column that no data file holds and by which readers skip files."""
 LOG_RETENTION = "interval 36500 days"
 """The log tells which version holds which day: it is kept for as long as the lake."""
 RECORDS_SCHEMA = pa.schema(
@@ -60,7 +62,7 @@ def create_table(address: str, name: str, options: Mapping[str, str] | None) -> 
         address,
         schema=SCHEMAS[name],
         mode="ignore",
-        partition_by=["day"],
+        partition_by=[PARTITION],
         name=name,
         description=f"{DESCRIPTION}{SCHEMA_VERSION}",
         configuration={"delta.logRetentionDuration": LOG_RETENTION},

@@ -16,11 +16,12 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
 
 from core.contracts import Message, Record
 from core.errors import ConflictError, InputError, NotFoundError
+from lake.commits import commit_spool
 from lake.ingestion import DIGEST_PREFIX, CheckRows, DigestSet, PreparedDay, Spool, prepare_day
 from lake.schema import QUARANTINE, RECORDS, create_table, require_current
 from lake.sources import DayFile, IngestConfig
@@ -28,7 +29,6 @@ from lake.sources import DayFile, IngestConfig
 METADATA_KEY = "serin"
 READ_BATCH_ROWS = 10_000
 HISTORY_ENTRIES_MAX = 100_000
-COMPRESSION = WriterProperties(compression="ZSTD", compression_level=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +164,9 @@ class Lake:
     ) -> Iterator[Sequence[Mapping[str, Any]]]:
         """Yield the rows that came in with the given versions, in bounded batches."""
         table = self.table()
-        digests = [entry.file_digest for entry in self.versions() if entry.version in versions]
-        if table is None or not digests:
+        condition = _of_versions(self.versions(), versions)
+        if table is None or condition is None:
             return
-        condition = ds.field("file_digest").isin(digests)
         if held_out is not None:
             condition &= ds.field("held_out") == held_out
         scanner = table.to_pyarrow_dataset().scanner(filter=condition, batch_size=READ_BATCH_ROWS)
@@ -177,9 +176,9 @@ class Lake:
 
     def slice_names(self, versions: Collection[int]) -> set[str]:
         """Return the slices that rows of the given versions belong to."""
-        digests = [entry.file_digest for entry in self.versions() if entry.version in versions]
-        condition = ds.field("file_digest").isin(digests)
-        batches = _columns(self.table(), ["slice_name"], condition) if digests else iter(())
+        condition = _of_versions(self.versions(), versions)
+        table = None if condition is None else self.table()
+        batches = _columns(table, ["slice_name"], condition)
         return {name for batch in batches for name in batch.column("slice_name").to_pylist()}
 
     def statistics(self) -> LakeStatistics:
@@ -257,11 +256,6 @@ class Lake:
         return np.concatenate(parts)
 
     def _commit(self, day_file: DayFile, file_digest: str, prepared: PreparedDay) -> IngestReport:
-        # Quarantine first, under the file's own transaction: a kill between the two commits is
-        # made good by the next run, which finds the first one done.
-        refused = self.table(QUARANTINE)
-        if refused is None or refused.transaction_version(file_digest) is None:
-            self._append(QUARANTINE, prepared.quarantine, file_digest, {})
         told = {
             "day": day_file.day,
             "source": day_file.name,
@@ -271,28 +265,21 @@ class Lake:
             "duplicates": prepared.duplicates,
             "quarantined": prepared.quarantine.rows,
         }
-        metadata = {METADATA_KEY: msgspec.json.encode(told).decode()}
-        self._append(RECORDS, prepared.records, file_digest, metadata)
+        # Quarantine first, under the file's own transaction: a kill between the two commits is
+        # made good by the next run, which finds the first one done.
+        refused = self.table(QUARANTINE)
+        if refused is None or refused.transaction_version(file_digest) is None:
+            self._append(QUARANTINE, prepared.quarantine, told)
+        self._append(RECORDS, prepared.records, told)
         for entry in reversed(self.versions()):
             if entry.file_digest == file_digest:
                 return _report(entry, already_ingested=False)
         raise ConflictError(f"the commit of {day_file.name} is not in the log; run again")
 
-    def _append(self, name: str, spool: Spool, file_digest: str, metadata: dict[str, str]) -> None:
-        properties = CommitProperties(
-            custom_metadata=metadata, app_transactions=[Transaction(file_digest, 1)]
-        )
-        try:
-            write_deltalake(
-                self.address(name),
-                spool.reader(),
-                mode="append",
-                storage_options=self.storage_options,
-                writer_properties=COMPRESSION,
-                commit_properties=properties,
-            )
-        except CommitFailedError as error:
-            raise ConflictError(f"another process wrote to {name} first; run again") from error
+    def _append(self, name: str, spool: Spool, told: Mapping[str, Any]) -> None:
+        metadata = {METADATA_KEY: msgspec.json.encode(told).decode()} if name == RECORDS else {}
+        table = DeltaTable(self.address(name), storage_options=self.storage_options)
+        commit_spool(table, spool, told["day"], told["file_digest"], metadata, self.storage_options)
 
     @contextmanager
     def _one_writer(self) -> Iterator[None]:
@@ -319,6 +306,15 @@ def record_of(row: Mapping[str, Any]) -> Record:
         messages=msgspec.json.decode(row["messages"], type=tuple[Message, ...]),
         response=row["response"],
     )
+
+
+def _of_versions(entries: Sequence[VersionEntry], versions: Collection[int]) -> Any:
+    """Return the condition for the rows of some versions; None for no version."""
+    chosen = [entry for entry in entries if entry.version in versions]
+    if not chosen:
+        return None
+    days = ds.field("day").isin(sorted({entry.day for entry in chosen}))
+    return days & ds.field("file_digest").isin([entry.file_digest for entry in chosen])
 
 
 def _columns(

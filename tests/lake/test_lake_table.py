@@ -250,7 +250,7 @@ def test_retention_removes_only_what_no_version_needs(
     lake: Lake, config: IngestConfig, write_day: WriteDay
 ) -> None:
     lake.ingest_day(day_of(write_day(1, make_rows(20))), config, plain_check)
-    orphan = Path(lake.address()) / "day=day-1" / "part-00000-left-over.zstd.parquet"
+    orphan = Path(lake.address()) / "part-00000-left-over.zstd.parquet"
     orphan.write_bytes(b"interrupted")
     plan = lake.retention(hours=0)
     assert [Path(name).name for name in plan.files["records"]] == [orphan.name]
