@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.environment import silence, stack_environment
+from cli.environment import MEMBER_VARIABLE, silence, stack_environment
+from cli.processes import members
 from core.settings import Settings
+from tests.bundles import scripted_bundle
 from tests.running_stack import (
     DOWN_SECONDS_MAX,
     ROOT,
@@ -44,6 +46,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real serving bundle with scripted answers, built once a session."""
+    return scripted_bundle(tmp_path_factory.mktemp("scripted"))
+
+
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The real stack on free ports, without the worker: started at most once, stopped at the end.
 
@@ -58,3 +66,4 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield Stack(home, settings, bound, Path(environment["SERIN_TEST_OUTGOING"]))
     finally:
         serin("down", environment=environment, seconds=DOWN_SECONDS_MAX)
+        assert not [*members(MEMBER_VARIABLE, str(home))]
