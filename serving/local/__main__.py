@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shlex
 import signal
 import socket
@@ -27,6 +28,7 @@ from serving.local.store import Store
 
 HOST = "127.0.0.1"
 BACKLOG = 128
+URL_FORM = r"http://[^/:@]+(:\d+)?/?"
 SHUTDOWN_SECONDS_MAX = 2
 KUBECONFIG = """apiVersion: v1
 kind: Config
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.port is None:
             raise ConfigurationError("--port is missing; 0 takes a free one")
+        if options.gateway_url and not re.fullmatch(URL_FORM, options.gateway_url):
+            raise ConfigurationError("--gateway-url must look like http://127.0.0.1:8800")
         config = LocalConfig.read(options.config)
         changes = {
             "predictor_command": tuple(shlex.split(options.predictor_command or "")),

@@ -26,7 +26,7 @@ VERSION_FORM = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 VARIABLE_FORM = "[A-Za-z_][A-Za-z0-9_]*"
 BLOCKED_VARIABLES = re.compile("PYTHON.*|LD_.*|PATH|SERIN_HOME|SERIN_ALLOW_FAULTS")
 """What KServe blocks (PYTHONPATH), what loads other code, and what switches faults on."""
-OWN_OPTIONS = ("--bundle", "--model-name", "--model-version", "--revision", "--http-port",
+OWN_OPTIONS = ("--bundle", "--host", "--model-name", "--model-version", "--revision", "--http-port",
                "--port-file", "--expected-digest", "--threads")  # fmt: skip
 
 PREDICTOR_FIELDS = {"canaryTrafficPercent", "minReplicas", "maxReplicas", "model"}

@@ -50,7 +50,7 @@ class LocalConfig(BaseModel):
         default=30, gt=0, description="not ready for this long after having been: it is killed"
     )
     restart_first_seconds: float = Field(
-        default=1, gt=0, description="pause before the second restart in a row; doubles each time"
+        default=1, gt=0, description="pause before the first restart in a row; doubles each time"
     )
     restart_seconds_max: float = Field(
         default=30, gt=0, description="longest pause before a restart"

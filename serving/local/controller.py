@@ -63,25 +63,25 @@ class Controller:
 
     async def run(self) -> None:
         """Adopt what runs, then reconcile until cancelled. The predictors go on after it."""
-        self.roster.adopt(
-            {
-                Slot(state.uid, revision.name, index): revision.expected_digest
-                for state in self.states.values()
-                for revision in state.revisions.values()
-                for index in range(max(1, revision.replicas_min))
-            }
-        )
-        self.routes_changed.set()
-        gateway = asyncio.create_task(self._follow_gateway())
-        try:
-            while True:
-                self.wake.clear()
-                self._look()
-                await self._pause()
-        finally:
-            gateway.cancel()
-            await asyncio.gather(gateway, return_exceptions=True)
-            await self.roster.leave()
+        expected = {
+            Slot(state.uid, revision.name, index): revision.expected_digest
+            for state in self.states.values()
+            for revision in state.revisions.values()
+            for index in range(max(1, revision.replicas_min))
+        }
+        # An error that nobody expected, in any task, ends the whole process: its supervisor starts
+        # another one, which adopts the predictors.
+        async with asyncio.TaskGroup() as tasks:
+            self.roster.adopt(expected, tasks)
+            self.routes_changed.set()
+            tasks.create_task(self._follow_gateway())
+            try:
+                while True:
+                    self.wake.clear()
+                    self._look()
+                    await self._pause()
+            finally:
+                self.roster.leave()
 
     def world(self) -> World:
         """Return everything that the next plan depends on."""

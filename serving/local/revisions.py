@@ -18,7 +18,6 @@ from serving.local.objects import Object
 DIGEST_FORM = re.compile(r"[0-9a-f]{64}")
 # KServe keeps these away from the revision template; every other annotation and label is in it.
 NOT_IN_TEMPLATE = ("kubectl.kubernetes.io/last-applied-configuration", STOP_ANNOTATION)
-REVISIONS_KEPT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +168,9 @@ def bundle_folder(storage_uri: str, roots: Sequence[Path]) -> Path:
 
 
 def without_retired(state: ServiceState, kept: Iterable[str]) -> ServiceState:
-    """Return the state without the oldest revisions that are not in `kept`."""
+    """Return the state with these revisions only: what is remembered is what is needed."""
     needed = set(kept)
-    newest = sorted(state.revisions.values(), key=lambda revision: -revision.number)
-    keep = {
-        revision.name
-        for position, revision in enumerate(newest)
-        if position < REVISIONS_KEPT or revision.name in needed
-    }
-    if len(keep) == len(state.revisions):
+    if needed >= state.revisions.keys():
         return state
-    revisions = {name: state.revisions[name] for name in state.revisions if name in keep}
+    revisions = {name: state.revisions[name] for name in state.revisions if name in needed}
     return replace(state, revisions=revisions)

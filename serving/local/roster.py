@@ -67,6 +67,7 @@ class Roster:
         self._watched: dict[str, Watched] = {}
         self._lost_seconds = 0.0
         self._changed = False
+        self._tasks: asyncio.TaskGroup | None = None
 
     def clock(self) -> float:
         """Return seconds that this process was able to watch: monotonic time without pauses."""
@@ -76,12 +77,13 @@ class Roster:
         """Leave out a pause of this process (stopped, machine asleep): nobody is judged by it."""
         self._lost_seconds += seconds
 
-    def adopt(self, expected: dict[Slot, str | None]) -> None:
+    def adopt(self, expected: dict[Slot, str | None], tasks: asyncio.TaskGroup) -> None:
         """Take over the predictors that an earlier control plane started and that still run.
 
         One that was ready counts as ready until its health says otherwise. `expected` holds the
-        bundle digest that each slot must report.
+        bundle digest that each slot must report; the watching runs in `tasks`.
         """
+        self._tasks = tasks
         self.folders.make()
         now = self.clock()
         for entry in read_entries(self.folders):
@@ -106,6 +108,7 @@ class Roster:
             self._changed = True
             return
         self._watch(Watched(entry, child, now, start.revision.expected_digest))
+        self._changed = True
         write_entries(self.folders, self._entries())
         log.info("started %s (process %d)", entry.process_id, entry.pid)
 
@@ -163,12 +166,8 @@ class Roster:
         """Keep the history of these slots only."""
         self.slots = {slot: self.slots[slot] for slot in self.slots if slot in slots}
 
-    async def leave(self) -> None:
-        """Stop watching; the processes go on."""
-        tasks = [watched.task for watched in self._watched.values() if watched.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def leave(self) -> None:
+        """Stop noticing exits; the processes go on."""
         for watched in self._watched.values():
             self._close(watched)
 
@@ -194,7 +193,8 @@ class Roster:
             self.on_change()
         else:
             asyncio.get_running_loop().add_reader(watched.descriptor, self._wake, watched)
-        watched.task = asyncio.create_task(self._probe(watched))
+        if self._tasks is not None:
+            watched.task = self._tasks.create_task(self._probe(watched))
 
     def _wake(self, watched: Watched) -> None:
         self._close(watched)

@@ -77,6 +77,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (model(storageUris=[]), "storageUris: Forbidden"),
     (model(args="--engine"), "must be a list of strings"),
     (model(args=["--bundle=/etc"]), "--bundle is set by the control plane"),
+    (model(args=["--host", "0.0.0.0"]), "--host is set by the control plane"),
     (model(args=["--expected", "x"]), "--expected is set by the control plane"),
     (model(env=[]), "Required value: SERIN_MODEL_VERSION"),
     (model(env=[{"name": "SERIN_MODEL_VERSION", "value": "a\nb"}]), "SERIN_MODEL_VERSION must"),

@@ -1,7 +1,9 @@
 """The control plane itself is killed, paused or stopped: predictors go on and are found again."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -212,3 +214,47 @@ def test_a_taken_port_is_named(planes: "Planes", tmp_path: Path, plane: "Control
     )
     assert done.returncode == 1
     assert f"port {port} (--port, SERIN_PORT_CONTROL) cannot be used" in done.stderr
+
+
+def living(plane: "ControlPlane") -> list[str]:
+    """Return the revisions of all processes that name this home, whoever knows of them."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = process.info["cmdline"] or []
+        if process.info["status"] != "zombie" and "--revision" in line:
+            port_file = line[line.index("--port-file") + 1]
+            if port_file.startswith(str(plane.home)):
+                found.append(line[line.index("--revision") + 1])
+    return sorted(found)
+
+
+def known(plane: "ControlPlane") -> list[str]:
+    """Return the revisions of all processes when these are the recorded ones, else nothing."""
+    found = living(plane)
+    return found if found == sorted(entry["revision"] for entry in plane.entries()) else []
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_one_process_for_each_revision(
+    own_plane: "ControlPlane", wait_for: "WaitFor"
+) -> None:
+    plane = own_plane
+    chance = random.Random(7)
+    plane.create(plane.bundle("1"))
+    plane.wait_ready()
+    assert plane.process is not None
+    for number in range(2, 22):
+        percent = chance.choice([None, 0, 5, 50])
+        patch = {"canaryTrafficPercent": percent, **plane.model(str(number), str(number))}
+        plane.predictor(**patch)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            plane.process.wait(chance.random() * 0.2)
+        plane.stop(signal.SIGKILL)
+        plane.start()
+        assert plane.process is not None
+        revision = f"assistant-{number:05d}"
+        wait_for(lambda name=revision: plane.component()["latestReadyRevision"] == name, revision)
+        plane.wait_ready()
+        found = wait_for(lambda: known(plane), "no process that is not recorded")
+        assert len(set(found)) == len(found)
+    assert "Traceback" not in plane.log()
