@@ -81,7 +81,8 @@ def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
         raise InputError(f"there is no day {day} under {config.data}; found: {names}")
     for name in listing.left_out:
         LOG.info("%s  not a day: %s", run.label, name)
-    return Arrived(tuple(lake.ingest_day(file, config, check_rows) for file in files))
+    flagged = flagged_versions(snapshots_folder())
+    return Arrived(tuple(lake.ingest_day(file, config, check_rows, flagged) for file in files))
 
 
 @stage("snapshot", retries=1)
