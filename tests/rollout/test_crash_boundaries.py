@@ -118,14 +118,16 @@ def after_a_rollback(conductor: Conductor) -> None:
 
 
 def promoted(conductor: Conductor) -> Release:
-    return promote(conductor, "2", "1", **LEASE)
+    ended: Release = promote(conductor, "2", "1", **LEASE)
+    return ended
 
 
 def rolled_back_at(share: int) -> Callable[[Conductor], Release]:
     def run(conductor: Conductor) -> Release:
         release = begin(conductor, "2", "1", **LEASE)
         release = finish(conductor, release, CONTINUE, lambda found: found.share >= share)
-        return finish(conductor, release, ROLL_BACK)
+        ended: Release = finish(conductor, release, ROLL_BACK)
+        return ended
 
     return run
 
@@ -134,7 +136,8 @@ def approved(conductor: Conductor) -> Release:
     proposed = conductor.propose(candidate("2", "1"), plan(approval="required", **LEASE))
     release = conductor.start(proposed.release_id)
     conductor.approve(release.release_id, "ann", "good evidence")
-    return finish(conductor, release)
+    ended: Release = finish(conductor, release)
+    return ended
 
 
 def taken_back(conductor: Conductor) -> Release:
@@ -210,7 +213,7 @@ def crashes(scenario: Scenario, folder: Path) -> list[Crash]:
                 source.execute("VACUUM INTO ?", (str(path),))
             found[where] = Crash(path, copy.deepcopy(services.inner), where)
 
-    ledger.boundary = boundary  # type: ignore[method-assign]
+    ledger.boundary = boundary
     services.boundary = boundary
     scenario.run(conductor)
     boundary()
@@ -342,7 +345,7 @@ def test_a_process_stopped_beyond_its_lease_at_any_boundary_cannot_write_when_it
             after.append((services.inner.weights("default", SERVICE), services.inner.writes))
 
         stopped = Stopped(at, meanwhile)
-        ledger.boundary = stopped  # type: ignore[method-assign]
+        ledger.boundary = stopped
         services.boundary = stopped
         try:
             run(Conductor(ledger, services, "flow"))

@@ -3,6 +3,8 @@
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,13 +82,16 @@ def test_every_write_is_a_compare_and_swap(ledger: Ledger) -> None:
         ledger.write(lambda writer: writer.change(old, "note", {}, share=9))
     assert not isinstance(caught.value, FencedError)
     ledger.write(lambda writer: writer.take_over(new, "keeper", "taken_over", {}))
+
+    def refused(writes: Callable[[Writer], Release], error: type[Exception]) -> None:
+        with pytest.raises(error, match="held by keeper"):
+            ledger.write(writes)
+
     for stale in (old, new):
-        with pytest.raises(FencedError, match="held by keeper"):
-            ledger.write(lambda writer, stale=stale: writer.change(stale, "note", {}))
-        with pytest.raises(FencedError):
-            ledger.write(lambda writer, stale=stale: writer.renew(stale))
-        with pytest.raises(ConflictError):
-            ledger.write(lambda w, stale=stale: w.take_over(stale, "third", "taken_over", {}))
+        refused(partial(Writer.change, release=stale, event="note", body={}), FencedError)
+        refused(partial(Writer.renew, release=stale), FencedError)
+        take = partial(Writer.take_over, release=stale, holder="third", event="x", body={})
+        refused(take, ConflictError)
     assert [event.kind for event in ledger.events()] == ["proposed", "note", "taken_over"]
 
 
@@ -106,7 +111,7 @@ def test_leases_run_out_by_the_databases_clock_and_not_by_ours(tmp_path: Path) -
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", clock)
     clock.seconds -= 10 * 86400
     release = ledger.write(
-        lambda w: create(w, lease_seconds=0.05, holder="flow", state=ReleaseState.CANARY)
+        lambda w: create(w, lease_seconds=1, holder="flow", state=ReleaseState.CANARY)
     )
     assert not ledger.stale(release)
     with pytest.raises(ConflictError, match="is held by flow"):

@@ -140,7 +140,7 @@ def fill(ledger: Ledger, releases: int, events: int) -> None:
         connection.execute(
             META.update().where(META.c.name == "head").values(value=f"{events}:{previous}")
         )
-        template = connection.execute(RELEASES.select()).mappings().first()
+        template = connection.execute(RELEASES.select()).mappings().one()
         connection.execute(RELEASES.delete())
         connection.execute(
             insert(RELEASES),
