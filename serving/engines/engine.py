@@ -90,4 +90,4 @@ class Engine(Protocol):
         """Return how busy the engine is now."""
 
     def stop(self) -> None:
-        """End the engine's thread; answers in work fail with UnavailableError."""
+        """End the engine; answers in work fail with UnavailableError."""

@@ -1,12 +1,13 @@
 """The CPU engine: OpenVINO GenAI's continuous batching on a bundle's compiled graph.
 
-One thread alone speaks to the pipeline; it knows tickets, not requests or HTTP.
+The pipeline keeps Python's lock during a step (measured with openvino-genai 2026.4), so steps run
+on the event loop itself: a thread of their own would only add waits for that lock.
 """
 
+import asyncio
 import itertools
 import logging
 import random
-import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from core.errors import InputError, IntegrityError, UnavailableError
+from core.errors import IntegrityError, UnavailableError
 from core.manifests import BundleManifest
 from serving.engines.engine import (
     EngineLoad,
@@ -24,8 +25,8 @@ from serving.engines.engine import (
     Prompt,
     Sampling,
 )
-from serving.engines.text import plain, special_tokens
 from serving.engines.ticket import Ticket
+from serving.engines.tokens import BundleTokenizer
 from serving.predictor_config import PredictorConfig
 
 log = logging.getLogger("serin.openvino")
@@ -38,7 +39,6 @@ CACHE_BYTES = {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}
 CACHE_GIGABYTES = 1.0
 BATCHED_TOKENS_MAX = 512
 FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
-STOP_WAIT_SECONDS = 5.0
 DEFAULT_INFERENCE_PRECISION = "f32"
 """Answers then agree with the reference on every CPU; a bundle may ask for bf16 by its settings."""
 
@@ -59,24 +59,22 @@ class OpenVinoEngine:
         self._folder = bundle / "openvino"
         self._manifest = manifest
         self._config = config
-        self._specials = special_tokens(bundle / "weights")
-        self._changed = threading.Condition()
+        self._tokenizer = BundleTokenizer(bundle / "weights")
         self._arrived: list[Ticket] = []
         self._active: dict[int, _Work] = {}
         self._numbers = itertools.count(1)
         self._cache_usage = 0.0
         self._failure: UnavailableError | None = None
-        self._thread = threading.Thread(target=self._run, name="openvino-steps", daemon=True)
+        self._stepping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Load the graph, make a few tokens so that the first request pays nothing, start."""
+        """Load the graph, make a few tokens so that the first request pays nothing."""
         import openvino_genai
 
         self._genai = openvino_genai
         try:
-            self._tokenizer = openvino_genai.Tokenizer(str(self._folder))
             self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-                str(self._folder), self._tokenizer, self._scheduler(), "CPU", **self._properties()
+                str(self._folder), self._scheduler(), "CPU", self._properties()
             )
             self._defaults = self._pipeline.get_config()
             self._warm_up()
@@ -84,33 +82,19 @@ class OpenVinoEngine:
             raise UnavailableError(
                 f"OpenVINO cannot load {self._folder}: {_last_line(error)}; build the bundle again"
             ) from error
-        self._thread.start()
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the ids of a prompt by the bundle's own chat template and tokenizer graph."""
-        if isinstance(prompt, str):
-            text, add_special = plain(prompt, self._specials), True
-        else:
-            turns = [
-                {"role": turn.role, "content": plain(turn.content, self._specials)}
-                for turn in prompt
-            ]
-            try:
-                text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-            except RuntimeError as error:
-                raise InputError(f"the chat template refuses this: {_last_line(error)}") from error
-            add_special = False
-        ids = self._tokenizer.encode(text, add_special_tokens=add_special).input_ids
-        return tuple(ids.data[0].tolist())
+        """Return the ids of a prompt."""
+        return self._tokenizer.encode(prompt)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of one answer; leaving early cancels it at the next step."""
         if self._failure is not None:
             raise self._failure
         ticket = Ticket(request)
-        with self._changed:
-            self._arrived.append(ticket)
-            self._changed.notify()
+        self._arrived.append(ticket)
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.create_task(self._run())
         try:
             async for piece in ticket.pieces():
                 yield piece
@@ -123,12 +107,9 @@ class OpenVinoEngine:
         return EngineLoad(answers, self._cache_usage, self._failure is None)
 
     def stop(self) -> None:
-        """End the stepping thread."""
+        """Fail what is in work."""
         self._failure = self._failure or UnavailableError("the engine was stopped")
-        with self._changed:
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(STOP_WAIT_SECONDS)
+        self._fail_all(self._failure)
 
     def _scheduler(self) -> Any:
         settings = self._manifest.settings
@@ -182,22 +163,22 @@ class OpenVinoEngine:
         tensor = openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
         return self._pipeline.add_request(number, tensor, config)
 
-    def _run(self) -> None:
+    async def _run(self) -> None:
+        """Step while there is work; other requests are read and written between two steps."""
         try:
-            while self._admit():
+            while self._arrived or self._active or self._pipeline.has_non_finished_requests():
+                self._admit()
                 self._pipeline.step()
                 self._deliver()
+                await asyncio.sleep(0)
         except (RuntimeError, MemoryError, ValueError) as error:
             log.error("the pipeline failed: %s", _last_line(error))
             self._failure = UnavailableError("the engine failed; the predictor must be restarted")
-        self._fail_all(self._failure or UnavailableError("the engine was stopped"))
+            self._fail_all(self._failure)
 
-    def _admit(self) -> bool:
-        """Wait for work; add what arrived and drop what was withdrawn. False: stop."""
-        with self._changed:
-            while not (self._arrived or self._active or self._failure):
-                self._changed.wait()
-            arrived, self._arrived = self._arrived, []
+    def _admit(self) -> None:
+        """Add what arrived; cancel what was withdrawn (the next step frees its cache)."""
+        arrived, self._arrived = self._arrived, []
         for ticket in arrived:
             if not ticket.withdrawn:
                 number = next(self._numbers)
@@ -207,7 +188,6 @@ class OpenVinoEngine:
             if work.ticket.withdrawn:
                 work.handle.cancel()
                 del self._active[number]
-        return self._failure is None
 
     def _deliver(self) -> None:
         """Read what the step made; decode all windows in one batch; hand the pieces over."""
@@ -215,7 +195,7 @@ class OpenVinoEngine:
         read: list[tuple[int, FinishReason | None, int]] = []
         for number, work in list(self._active.items()):
             if work.handle.get_status().name == "IGNORED":
-                self._send([(work.ticket, _too_large())])
+                work.ticket.put(_too_large())
                 del self._active[number]
                 continue
             moved, reason = _read(work)
@@ -224,28 +204,23 @@ class OpenVinoEngine:
                 rows.extend(windows)
                 read.append((number, reason, len(windows)))
         texts = iter(self._tokenizer.decode(rows) if rows else [])
-        pieces: list[tuple[Ticket, Piece | UnavailableError]] = []
         for number, reason, count in read:
             work = self._active[number]
             piece = work.ticket.piece(list(itertools.islice(texts, count)), reason)
-            if piece is not None:
-                pieces.append((work.ticket, piece))
-            if piece is not None and piece.finish_reason is not None:
+            if piece is None:
+                continue
+            work.ticket.put(piece)
+            if piece.finish_reason is not None:
                 del self._active[number]
                 if reason is None:  # a stop string: the pipeline itself would go on
                     work.handle.cancel()
-        self._send(pieces)
         self._cache_usage = self._pipeline.get_metrics().cache_usage / 100.0
 
-    def _send(self, items: list[tuple[Ticket, Piece | UnavailableError]]) -> None:
-        if items:
-            items[0][0].loop.call_soon_threadsafe(_put_all, items)
-
     def _fail_all(self, failure: UnavailableError) -> None:
-        with self._changed:
-            tickets = [work.ticket for work in self._active.values()] + self._arrived
-            self._active, self._arrived = {}, []
-        self._send([(ticket, failure) for ticket in tickets])
+        tickets = [work.ticket for work in self._active.values()] + self._arrived
+        self._active, self._arrived = {}, []
+        for ticket in tickets:
+            ticket.put(failure)
 
 
 class _Shape(msgspec.Struct):
@@ -284,11 +259,6 @@ def _read(work: _Work) -> tuple[bool, FinishReason | None]:
             reason = FINISH_REASONS.get(output.finish_reason.name)
             moved = True
     return moved, reason
-
-
-def _put_all(items: list[tuple[Ticket, Piece | UnavailableError]]) -> None:
-    for ticket, item in items:
-        ticket.put(item)
 
 
 def _too_large() -> UnavailableError:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from core.errors import InputError, UnavailableError
+from core.errors import UnavailableError
 from core.manifests import BundleManifest
 from serving.engines.engine import (
     EngineLoad,
@@ -18,8 +18,8 @@ from serving.engines.engine import (
     Prompt,
     Sampling,
 )
-from serving.engines.text import plain, special_tokens
 from serving.engines.ticket import Ticket
+from serving.engines.tokens import BundleTokenizer
 from serving.predictor_config import PredictorConfig
 
 log = logging.getLogger("serin.reference")
@@ -39,27 +39,24 @@ class ReferenceEngine:
         self.context_length = manifest.context_length
         self._folder = bundle / "weights"
         self._config = config
-        self._specials = special_tokens(self._folder)
+        self._tokenizer = BundleTokenizer(self._folder)
         self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._answers = 0
         self._failure: UnavailableError | None = None
         self._thread = threading.Thread(target=self._run, name="reference", daemon=True)
 
     def start(self) -> None:
-        """Load weights and tokenizer from the bundle's folder alone, make two tokens, start."""
+        """Load the weights from the bundle's folder alone, make two tokens, start the thread."""
         # Assisted decoding alone wants sklearn, whose import is 40 % of the time to ready.
         sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         torch.set_num_threads(self._config.threads or DEFAULT_THREADS)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                self._folder, local_files_only=True, trust_remote_code=False
-            )
             self._model = AutoModelForCausalLM.from_pretrained(
                 self._folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
             ).eval()
@@ -67,26 +64,13 @@ class ReferenceEngine:
             raise UnavailableError(
                 f"transformers cannot load {self._folder}: {error}; build the bundle again"
             ) from error
-        self._ends = _end_ids(self._model.generation_config.eos_token_id, self._tokenizer)
+        self._ends = _end_ids(self._model.generation_config.eos_token_id)
         self._generate(self.encode("warm up") or (0,), Sampling(WARM_UP_TOKENS), None)
         self._thread.start()
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the ids of a prompt by the chat template and tokenizer in the weights' folder."""
-        from jinja2 import TemplateError
-
-        if isinstance(prompt, str):
-            return tuple(self._tokenizer(plain(prompt, self._specials)).input_ids)
-        turns = [
-            {"role": turn.role, "content": plain(turn.content, self._specials)} for turn in prompt
-        ]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise InputError(f"the chat template refuses this conversation: {error}") from error
-        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        """Return the ids of a prompt."""
+        return self._tokenizer.encode(prompt)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of one answer; leaving early ends it at its next token."""
@@ -160,10 +144,7 @@ class ReferenceEngine:
 
     def decode(self, rows: list[list[int]]) -> list[str]:
         """Return the text of each row of ids, special tokens left out."""
-        texts: list[str] = self._tokenizer.batch_decode(
-            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return texts
+        return self._tokenizer.decode(rows)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -211,8 +192,7 @@ class _TokenStream:
         return torch.full((ids.shape[0],), stop, dtype=torch.bool)
 
 
-def _end_ids(configured: int | list[int] | None, tokenizer: Any) -> list[int]:
-    found = configured if configured is not None else tokenizer.eos_token_id
-    if found is None:
+def _end_ids(configured: int | list[int] | None) -> list[int]:
+    if configured is None:
         raise UnavailableError("the bundle's model names no end token; build the bundle again")
-    return [found] if isinstance(found, int) else list(found)
+    return [configured] if isinstance(configured, int) else list(configured)

@@ -1,21 +1,11 @@
-"""Text at an engine's border: safe prompt text in; text of token ids, cut at stop strings, out."""
+"""Text of token ids as they come: without cut characters, and cut at stop strings."""
 
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import msgspec
-
-from core.errors import IntegrityError
+from collections.abc import Sequence
 
 REPLACEMENT = "\ufffd"
 INCOMPLETE_MAX = 3
 """A cut UTF-8 character leaves at most three bytes, hence at most three replacement characters."""
 WINDOW_TOKENS_MAX = 32
-PLAIN_PASSES_MAX = 4
-"""Breaking one name may leave another whole."""
-
-Decode = Callable[[list[list[int]]], list[str]]
 
 
 class AnswerText:
@@ -75,10 +65,11 @@ class StopScanner:
         if not self._stop:
             return delta, False
         text = self._held + delta
-        found = [place for place in map(text.find, self._stop) if place >= 0]
-        if found:
+        places = ((text.find(word), word) for word in self._stop)
+        found = [(place + len(word), place) for place, word in places if place >= 0]
+        if found:  # the one that is complete first, however the text was cut into parts
             self._held = ""
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         keep = 0 if ended else max(_overlap(text, word) for word in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
@@ -87,45 +78,3 @@ class StopScanner:
 def _overlap(text: str, word: str) -> int:
     lengths = range(min(len(word) - 1, len(text)), 0, -1)
     return next((length for length in lengths if text.endswith(word[:length])), 0)
-
-
-class _AddedToken(msgspec.Struct):
-    content: str
-    special: bool = False
-
-
-class _TokenizerFile(msgspec.Struct):
-    added_tokens: list[_AddedToken] = []
-
-
-def special_tokens(weights: Path) -> tuple[str, ...]:
-    """Return the special tokens of a bundle's tokenizer, longest first.
-
-    Raises IntegrityError when the bundle holds no readable tokenizer.json.
-    """
-    path = weights / "tokenizer.json"
-    try:
-        content = msgspec.json.decode(path.read_bytes(), type=_TokenizerFile)
-    except (OSError, msgspec.MsgspecError, UnicodeError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}; build the bundle again") from error
-    names = {token.content for token in content.added_tokens if token.special and token.content}
-    return tuple(sorted(names, key=lambda name: (-len(name), name)))
-
-
-def plain(text: str, specials: Sequence[str]) -> str:
-    """Return `text` in which no special token's name is left whole: `<|end|>` -> `< |end|>`.
-
-    Tokenizers turn such names inside user text into control tokens, which would let a user end
-    their own turn and speak as the assistant.
-    """
-    for _ in range(PLAIN_PASSES_MAX):
-        names = [name for name in specials if name in text]
-        if not names:
-            break
-        text = re.sub("|".join(map(re.escape, names)), _broken, text)
-    return text
-
-
-def _broken(match: re.Match[str]) -> str:
-    name = match[0]
-    return f"{name[0]} {name[1:]}" if len(name) > 1 else ""
