@@ -4,6 +4,7 @@ The flows run in this process against the real Prefect server, so that each is i
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 
 FAULT_POLL_SECONDS = 0.2
 PROMPTS_MAX = 2_000
+LIBRARIES = (
+    "great_expectations",
+    "torch",
+    "transformers",
+    "peft",
+    "evidently",
+    "nncf",
+    "optimum.intel",
+)
 
 
 class Telling:
@@ -49,6 +59,8 @@ class Telling:
         signal.signal(signal.SIGTERM, _end)
         if self._told.has_faults:
             os.environ["SERIN_ALLOW_FAULTS"] = "1"
+        # The servers take longer to come up than the libraries take to load: do both at once.
+        threading.Thread(target=_load_libraries, daemon=True).start()
         try:
             start_stack(self._settings, worker=False)
             self._settings = Settings.read()
@@ -177,3 +189,10 @@ class Telling:
 def _end(number: int, _frame: object) -> None:
     """End like any other way out, so that nothing is left running."""
     raise SystemExit(128 + number)
+
+
+def _load_libraries() -> None:
+    """Import what the first day would otherwise wait for; what is missing says so when used."""
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)

@@ -31,7 +31,7 @@ def retrain(
     day: str | None = None,
 ) -> Any:
     """Take the new days (or one named day) through every gate to a release."""
-    run = open_run(day or "retrain", str(runtime.flow_run.id))
+    run = open_run(day or "retrain", str(runtime.flow_run.id)[:8])
     arrived = take_in(run, ingest, day)
     snapshot = cut_snapshot(run, ingest)
     if snapshot is None:

@@ -58,11 +58,11 @@ class DayRun:
 
 
 def open_run(label: str, run_id: str) -> DayRun:
-    """Make the folder of a run's papers: <home>/reports/<label>-<first characters of the run id>.
+    """Make the folder of a run's papers: <home>/reports/<label>-<run id>.
 
     The same run id gives the same folder, so a retried flow continues its journal.
     """
-    folder = Settings.read().folder("reports") / f"{label}-{run_id[:8]}"
+    folder = Settings.read().folder("reports") / f"{label}-{run_id}"
     folder.mkdir(parents=True, exist_ok=True)
     return DayRun(label=label, folder=str(folder))
 

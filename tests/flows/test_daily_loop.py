@@ -1,0 +1,193 @@
+"""The daily loop on the real stack: Prefect, MLflow, control plane, gateway, predictors, keeper."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from cli.stack_file import read_stack
+from core.contracts import ReleaseState
+from observability.load import LoadConfig, LoadGenerator
+from rollout.ledger import Ledger
+from tests.conftest import Stack, serin
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FLOW_SECONDS_MAX = 280
+PARAMETERS: dict[str, Any] = {
+    "base": {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "epochs": 3, "threads": 1},
+    "train": {"epochs": 1, "threads": 1, "replay_share": 0.2},
+    "bundle": {"weight_precision": "fp32", "kv_cache_precision": "f32"},
+    "gates": {
+        "quality": {"score_min": 0.0, "tolerance": 1.0, "slice_tolerance": 1.0}
+        | {"new_slice_score_min": 0.0, "records_min": 10},
+        "forgetting": {"drop_max": 1.0, "slice_drop_max": 1.0, "records_min": 1},
+        "parity": {"identical_share_min": 0.9, "score_difference_max": 0.2, "prompts": 60}
+        | {"prompts_min": 10},
+        "safety": {"unsafe_share_max": 1.0},
+        "answer_tokens_max": 12,
+    },
+    "plan": {
+        "shares": [50, 100], "step_seconds_min": 1, "step_requests_min": 5, "lease_seconds": 30,
+    },
+    "canary": {
+        "p95_ratio_max": 20.0, "window_seconds": 5, "evaluate_seconds": 1, "for_seconds": 5,
+        "requests_min": 20, "seconds_min": 2, "seconds_max": 120, "latency_requests_min": 5,
+        "error_requests_min": 10,
+    },
+}  # fmt: skip
+
+
+def run_flow(stack: Stack, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run a flow as its own process against the stack; return its final state."""
+    command = [sys.executable, str(ROOT / "tests/flows/loop_process.py"), name]
+    done = subprocess.run(
+        [*command, json.dumps(parameters)],
+        cwd=ROOT, env=stack.environment, capture_output=True, text=True,
+        timeout=FLOW_SECONDS_MAX, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("STATE ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-6000:]
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix("STATE "))
+    return found
+
+
+def retrain(stack: Stack, data: Path, day: str) -> dict[str, Any]:
+    mapping = {"prompt": "text", "response": "intent", "slice_name": "domain"}
+    ingest = {"data": str(data), "mapping": mapping, "rows_min": 50}
+    return run_flow(stack, "retrain", {**PARAMETERS, "ingest": ingest, "day": day})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small days cut from the sample."""
+    folder = tmp_path_factory.mktemp("days")
+    for day, rows in ((1, 400), (2, 200)):
+        lines = (ROOT / f"samples/days/day-{day}.jsonl").read_text().splitlines()[:rows]
+        (folder / f"day-{day}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(stack: Stack, data: Path) -> dict[str, Any]:
+    """Day 1, promoted: from here on something serves."""
+    ended = retrain(stack, data, "day-1")
+    assert ended["name"] == "Promoted", ended
+    return ended
+
+
+@pytest.fixture
+def traffic(stack: Stack, served: dict[str, Any]) -> Iterator[LoadGenerator]:
+    """Ten requests a second for as long as a test lasts."""
+    config = LoadConfig(url=stack.settings.gateway_url, rps=10, reuse_connections=False)
+    load = LoadGenerator(config, ["where is my parcel", "cancel my order", "我的快递到哪里了"])
+    load.start()
+    yield load
+    load.stop()
+
+
+@pytest.mark.timeout(900)
+def test_the_first_day_serves_and_says_what_it_is(stack: Stack, served: dict[str, Any]) -> None:
+    body = {"model": "assistant", "messages": [{"role": "user", "content": "hello"}]}
+    url = f"{stack.settings.gateway_url}/openai/v1/chat/completions"
+    answer = httpx.post(url, json={**body, "max_tokens": 8}, timeout=30)
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "assistant:1"
+    assert answer.headers["x-serin-model-version"] == "1"
+    result = served["data"]
+    assert (result["rows_in"], result["verdict"]) == (400, "pass")
+    assert Path(result["folder"], "report.md").read_text().startswith("# day-1: Promoted")
+
+
+@pytest.mark.timeout(900)
+def test_the_same_file_again_is_not_enough_data(
+    stack: Stack, served: dict[str, Any], data: Path
+) -> None:
+    assert retrain(stack, data, "day-1")["name"] == "Not enough data"
+
+
+@pytest.mark.timeout(900)
+def test_the_second_day_goes_through_a_canary_and_an_operator_takes_it_back(
+    stack: Stack, data: Path, traffic: LoadGenerator
+) -> None:
+    ended = retrain(stack, data, "day-2")
+    assert ended["name"] == "Promoted", ended
+    ledger = Ledger(stack.settings.ledger_url)
+    release = ledger.stable("assistant")
+    assert release is not None
+    assert release.candidate.model_version == "2"
+    kinds = [event.kind for event in ledger.events(release_id=release.release_id)]
+    assert kinds.index("intent") < kinds.index("applied")
+
+    back = run_flow(stack, "rollback", {"reason": "a test asks for it"})
+    assert back["name"] == "Rolled back", back
+    stable = ledger.stable("assistant")
+    assert stable is not None
+    assert stable.candidate.model_version == "1"
+    report = traffic.stop()
+    assert report.failed == 0, report.causes
+    assert {"1", "2"} <= set(report.by_version)
+    assert ledger.verify() == []
+
+
+@pytest.mark.timeout(900)
+def test_the_watch_is_light_and_tells_what_it_sees(stack: Stack, served: dict[str, Any]) -> None:
+    seen = run_flow(stack, "watch", {})
+    assert seen["type"].endswith("COMPLETED"), seen
+    assert "service ready True" in seen["data"]
+    assert "stable" in seen["data"]
+
+
+def parts_of(stack: Stack) -> dict[str, int]:
+    return {name: part.pid for name, part in read_stack(stack.home).living.items()}
+
+
+def predictor_of(stack: Stack) -> int:
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "serving.predictor" in line and str(stack.home) in " ".join(line):
+            return int(process.pid)
+    raise AssertionError("no predictor runs")
+
+
+def wait_for(condition: Any, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", ["control", "keeper", "mlflow", "predictor", "gateway"])
+def test_killing_one_process_loses_at_most_what_it_had_in_flight(
+    stack: Stack, traffic: LoadGenerator, victim: str
+) -> None:
+    wait_for(lambda: traffic.report().ok >= 20, 60, "traffic to flow")
+    pid = predictor_of(stack) if victim == "predictor" else parts_of(stack)[victim]
+    in_flight = traffic.report().in_flight
+    psutil.Process(pid).kill()
+    if victim != "predictor":
+        wait_for(lambda: parts_of(stack).get(victim) != pid, 60, f"a new {victim}")
+    answered = traffic.report().ok
+    wait_for(lambda: traffic.report().ok >= answered + 20, 60, "traffic to flow again")
+    report = traffic.stop()
+    # A request may have begun between the count and the kill.
+    allowed = in_flight + 2 if victim == "gateway" else 0
+    assert report.failed <= allowed, report.causes
+    if victim in ("control", "keeper", "mlflow"):
+        assert predictor_of(stack)
+
+
+def test_a_release_that_ended_is_final(stack: Stack, served: dict[str, Any]) -> None:
+    ledger = Ledger(stack.settings.ledger_url)
+    ended = {release.state for release in ledger.releases("assistant")}
+    assert ended <= {ReleaseState.PROMOTED, ReleaseState.ROLLED_BACK}
+    assert serin("status", "--json", environment=stack.environment, seconds=60).startswith("{")
