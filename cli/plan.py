@@ -43,9 +43,9 @@ def plan_stack(
             ports[name] = _adopted_port(name, record.port, environ)
             continue
         wanted, explicit = getattr(settings, f"port_{name}"), is_set(name, environ)
-        if adopted and record and record.port and not explicit:
+        if adopted and record and record.port and not (explicit and wanted):
             # The parts that live on know this address.
-            wanted = record.port
+            wanted, explicit = record.port, False
         promised = {*ports.values()} | {item.port or 0 for item in before.processes.values()}
         avoid = promised - {wanted}
         sockets[name] = claim(name, wanted, explicit=explicit, avoid=avoid)

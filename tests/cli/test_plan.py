@@ -98,7 +98,10 @@ def test_a_set_port_in_use_is_refused(plans: Planner) -> None:
             plans.plan({"SERIN_PORT_PREFECT": taken})
 
 
-def test_a_living_part_keeps_its_port_and_dead_ones_their_address(plans: Planner) -> None:
+@pytest.mark.parametrize("ports", ["", "0"], ids=["default", "any"])
+def test_a_living_part_keeps_its_port_and_dead_ones_their_address(
+    plans: Planner, ports: str
+) -> None:
     first = plans.plan()
     before = StackFile(
         processes={
@@ -108,7 +111,7 @@ def test_a_living_part_keeps_its_port_and_dead_ones_their_address(plans: Planner
     )
     for held in first.listeners.values():
         held.close()
-    second = plans.plan({name: "" for name in FREE}, before)
+    second = plans.plan(dict.fromkeys(FREE, ports), before)
     assert second.addresses == first.addresses
     assert {*second.listeners} == {"mlflow", "prefect"}
     assert second.children["control"].argv == first.children["control"].argv

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from cli.children import table
 from cli.environment import MEMBER_VARIABLE, ROOT
 from cli.ports import bind
 from cli.processes import Identity
-from cli.readiness import answers, get_status
+from cli.readiness import answers, fetch_json, get_status
 from cli.stack import children_of
 from cli.stack_file import StackFile, read_stack
 from core.settings import Settings
@@ -122,6 +123,33 @@ def test_status_shows_every_part_and_is_light(stack: Stack, living: dict[str, Id
     spent = after.children_user + after.children_system
     spent -= before.children_user + before.children_system
     assert spent < 3.0, f"{spent} CPU seconds"  # 1 on an idle machine
+
+
+def test_old_runs_are_forgotten_by_both_servers(stack: Stack, living: dict[str, Identity]) -> None:
+    mlflow, prefect = f"{stack.settings.mlflow_url}/api/2.0/mlflow", stack.settings.prefect_url
+    run = fetch_json(f"{mlflow}/runs/create", 30, {"experiment_id": "0", "start_time": 1})
+    run_id = run["run"]["info"]["run_id"]
+    finished = {"run_id": run_id, "status": "FINISHED", "end_time": 2}
+    assert fetch_json(f"{mlflow}/runs/update", 30, finished)
+    flow = fetch_json(f"{prefect}/flows/", 30, {"name": "ancient"})
+    flow_run = fetch_json(f"{prefect}/flow_runs/", 30, {"flow_id": flow["id"]})
+    ended = {"state": {"type": "COMPLETED"}, "force": True}
+    assert fetch_json(f"{prefect}/flow_runs/{flow_run['id']}/set_state", 30, ended)
+    # The server dates a run itself: only its database can make one old.
+    with sqlite3.connect(stack.home / "prefect" / "prefect.db", timeout=30) as database:
+        changed = database.execute(
+            "UPDATE flow_run SET end_time = '2000-01-01 00:00:00.000000' WHERE id = ?",
+            (flow_run["id"],),
+        )
+    database.close()
+    assert changed.rowcount == 1
+    shown = serin("gc", "--days", "3650", environment=stack.environment, seconds=60)
+    assert "would delete flow runs 1 in Prefect" in shown
+    assert "would delete runs 1 in MLflow" in shown
+    assert fetch_json(f"{prefect}/flow_runs/{flow_run['id']}", 30)
+    serin("gc", "--days", "3650", "--delete", environment=stack.environment, seconds=120)
+    assert fetch_json(f"{prefect}/flow_runs/{flow_run['id']}", 30) is None
+    assert fetch_json(f"{mlflow}/runs/get?run_id={run_id}", 30) is None
 
 
 def test_a_contradicting_port_is_refused(stack: Stack, living: dict[str, Identity]) -> None:
