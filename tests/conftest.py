@@ -19,6 +19,8 @@ from tests.running_stack import (
     serin,
 )
 
+__all__ = ["Stack", "serin"]
+
 silence()
 
 
