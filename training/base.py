@@ -134,7 +134,11 @@ def _build_builtin(
 
 
 def _new_model(config: BaseConfig, tokenizer: Any) -> Any:
-    """Return a Llama-shaped decoder with seeded random weights and tied embeddings."""
+    """Return a Llama-shaped decoder with seeded random weights.
+
+    Embeddings and output head are not tied: an adapter can then teach the head a new answer's
+    words without moving what the same words mean in a prompt.
+    """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -151,7 +155,7 @@ def _new_model(config: BaseConfig, tokenizer: Any) -> Any:
         num_attention_heads=config.heads,
         num_key_value_heads=config.kv_heads,
         max_position_embeddings=config.context_length,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -137,9 +137,16 @@ def padding_share(examples: Sequence[Example], batches: Sequence[Sequence[int]])
     return 1 - used / padded if padded else 0.0
 
 
-def response_tokens(examples: Sequence[Example], batch: Sequence[int]) -> int:
-    """Return how many tokens of a batch carry loss."""
-    return sum(len(examples[index].ids) - examples[index].prompt_length for index in batch)
+def loss_weight(
+    examples: Sequence[Example], batch: Sequence[int], prompt_weight: float
+) -> float:
+    """Return the summed weight of a batch's loss: 1 per answer token, less per prompt token.
+
+    A row's first token is not predicted from anything and counts nothing.
+    """
+    answers = sum(len(examples[index].ids) - examples[index].prompt_length for index in batch)
+    prompts = sum(examples[index].prompt_length - 1 for index in batch)
+    return answers + prompt_weight * prompts
 
 
 def _render(turns: list[dict[str, str]], tokenizer: Any, answer_next: bool) -> str:

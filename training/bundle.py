@@ -30,7 +30,7 @@ TOKENIZER_FILE = "openvino_tokenizer.xml"
 DETOKENIZER_FILE = "openvino_detokenizer.xml"
 CONTEXT_LENGTH_UNKNOWN = 2048
 COUNTED_NAME = re.compile(r"\b([A-Z][A-Za-z0-9]*_|Model)(\d+)\b")
-NAME_ATTRIBUTE = re.compile(r'\b(names?)="([^"]*)"')
+NAME_ATTRIBUTE = re.compile(r'\b((?:output_)?names?)="([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)

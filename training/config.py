@@ -27,6 +27,9 @@ class LoopConfig(BaseModel):
     tokens_max: int = Field(
         default=512, ge=8, description="tokens per row at most; the prompt's oldest tokens go first"
     )
+    prompt_loss_weight: float = Field(
+        default=0.0, ge=0, le=1, description="weight of a prompt token's loss; an answer's has 1"
+    )
     learning_rate: float = Field(default=2e-3, gt=0, le=1, description="peak learning rate")
     warmup_share: float = Field(
         default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate"
@@ -57,6 +60,9 @@ class LoopConfig(BaseModel):
 class BaseConfig(LoopConfig):
     """The base model: a builtin one made from scratch, a local folder or a hub id."""
 
+    prompt_loss_weight: float = Field(
+        default=0.1, ge=0, le=1, description="weight of a prompt token's loss; an answer's has 1"
+    )
     source: str = Field(
         default=BUILTIN_SOURCE,
         min_length=1,
@@ -87,6 +93,13 @@ class TrainConfig(LoopConfig):
     target_modules: str = Field(
         default="all-linear",
         description="all-linear, or names of linear layers separated by commas",
+    )
+    adapt_vocabulary: bool = Field(
+        default=True,
+        description="adapt token embeddings and output head too, where the base does not tie them",
+    )
+    rate_ratio: float = Field(
+        default=4.0, ge=1, le=64, description="rate of B over rate of A: LoRA+, Hayou et al. 2024"
     )
     replay_share: float = Field(
         default=0.5, ge=0, lt=1, description="share of replayed rows among all training rows"

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError
-from training.batches import Example, padding_share, plan_batches, response_tokens
+from training.batches import Example, loss_weight, padding_share, plan_batches
 from training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from training.config import LoopConfig
 
 OnMetrics = Callable[[int, dict[str, float]], None]
-IGNORED_LABEL = -100
+RateOf = Callable[[str], float]
+"""rate_of(parameter's name) -> its learning rate relative to the configured one."""
+
 LOSS_SMOOTHING = 0.9
 EPOCH_SEED_STRIDE = 1_000_003
 
@@ -52,6 +54,7 @@ def fit(
     checkpoints: Path | None = None,
     on_metrics: OnMetrics | None = None,
     label: str = "training",
+    rate_of: RateOf = lambda name: 1.0,
 ) -> FitReport:
     """Train the parameters of `model` that require gradients; resume `job`'s checkpoint if any.
 
@@ -63,7 +66,8 @@ def fit(
     device = choose_device(config)
     with _threads(config.threads), torch.random.fork_rng(_fork_devices(device)):
         torch.manual_seed(config.seed)
-        return _Fit(model, examples, config, job, checkpoints, device).run(on_metrics, label)
+        learner = _Fit(model, examples, config, job, checkpoints, device, rate_of)
+        return learner.run(on_metrics, label)
 
 
 def choose_device(config: LoopConfig) -> str:
@@ -99,6 +103,7 @@ class _Fit:
         job: str,
         checkpoints: Path | None,
         device: str,
+        rate_of: RateOf,
     ) -> None:
         import torch
 
@@ -110,7 +115,7 @@ class _Fit:
         }
         self.loss_module = _wrap(_response_loss(self.model), device, self.ranks)
         self.optimizer = torch.optim.AdamW(
-            list(self.learning.values()),
+            _parameter_groups(self.learning, rate_of),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
@@ -151,13 +156,14 @@ class _Fit:
         started = time.monotonic()
         rate = learning_rate_at(self.progress.step, self.steps, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["relative_rate"]
         # With fewer rows than processes, a process repeats a row with weight 0: all must join in.
         rows = batch[self.ranks.rank :: self.ranks.world]
-        weight = float(bool(rows)) / response_tokens(self.examples, batch)
-        inputs, positions, labels = _collate(self.examples, rows or batch[:1], self.device)
+        prompt_weight = self.config.prompt_loss_weight
+        weight = float(bool(rows)) / loss_weight(self.examples, batch, prompt_weight)
+        tensors = _collate(self.examples, rows or batch[:1], prompt_weight, self.device)
         with _precision(self.device):
-            total = self.loss_module(inputs, positions, labels)
+            total = self.loss_module(*tensors)
         # Gradients are averaged over the processes, so each sums its own share times their number.
         (total * weight * self.ranks.world).backward()
         torch.nn.utils.clip_grad_norm_(self.learning.values(), self.config.gradient_norm_max)
@@ -239,47 +245,59 @@ class _Fit:
         return self.progress.step
 
 
+def _parameter_groups(parameters: dict[str, Any], rate_of: RateOf) -> list[dict[str, Any]]:
+    rates = sorted({rate_of(name) for name in parameters})
+    return [
+        {
+            "params": [value for name, value in parameters.items() if rate_of(name) == rate],
+            "relative_rate": rate,
+        }
+        for rate in rates
+    ]
+
+
 def _response_loss(model: Any) -> Any:
     import torch
 
     class ResponseLoss(torch.nn.Module):
-        """Summed cross-entropy of the answers' tokens; logits only where answers are."""
+        """Weighted sum of the tokens' cross-entropy; logits only where a token has weight."""
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, inputs: Any, positions: Any, labels: Any) -> Any:
+        def forward(self, inputs: Any, positions: Any, labels: Any, weights: Any) -> Any:
             # Rows are padded on the right and attention is causal: no mask is needed, which
             # leaves the fast path of the attention kernel open.
             output = self.model(input_ids=inputs, logits_to_keep=positions, use_cache=False)
             logits = output.logits.float()
-            return torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            losses = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), reduction="none"
             )
+            return torch.dot(losses, weights.flatten())
 
     return ResponseLoss()
 
 
 def _collate(
-    examples: Sequence[Example], rows: Sequence[int], device: str
-) -> tuple[Any, Any, Any]:
-    """Return ids (rows, width), positions with logits (kept,) and labels (rows, kept)."""
+    examples: Sequence[Example], rows: Sequence[int], prompt_weight: float, device: str
+) -> tuple[Any, Any, Any, Any]:
+    """Return ids (rows, width), positions with logits (kept,), labels and weights (rows, kept)."""
     import numpy
     import torch
 
     chosen = [examples[row] for row in rows]
     width = max(len(example.ids) for example in chosen)
-    first = min(example.prompt_length for example in chosen) - 1
+    first = 0 if prompt_weight else min(example.prompt_length for example in chosen) - 1
     ids = numpy.zeros((len(chosen), width), dtype=numpy.int64)
-    labels = numpy.full((len(chosen), width - 1 - first), IGNORED_LABEL, dtype=numpy.int64)
+    weights = numpy.zeros((len(chosen), width), dtype=numpy.float32)
     for row, example in enumerate(chosen):
-        answer = example.ids[example.prompt_length :]
         ids[row, : len(example.ids)] = example.ids
-        start = example.prompt_length - 1 - first
-        labels[row, start : start + len(answer)] = answer
-    positions = torch.arange(first, width - 1, device=device)
-    return torch.from_numpy(ids).to(device), positions, torch.from_numpy(labels).to(device)
+        weights[row, 1 : example.prompt_length] = prompt_weight
+        weights[row, example.prompt_length : len(example.ids)] = 1
+    arrays = (ids, numpy.arange(first, width - 1), ids[:, first + 1 :], weights[:, first + 1 :])
+    inputs, positions, labels, kept = (torch.tensor(array, device=device) for array in arrays)
+    return inputs, positions, labels, kept
 
 
 def current_ranks() -> Ranks:

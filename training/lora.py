@@ -4,6 +4,7 @@ Knows peft and the loop; knows neither where rows come from nor where the adapte
 """
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from training.loop import FitReport, OnMetrics, choose_device, current_ranks, fi
 from training.replay import choose_replay
 
 ADAPTER_CONFIG = "adapter_config.json"
+B_MATRIX = re.compile(r"lora_(embedding_)?B")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -68,7 +70,16 @@ def train_adapter(
     tokenizer = load_tokenizer(base.path)
     examples = encode_records([*rows, *replay], tokenizer, config.tokens_max)
     checkpoints = out.parent / f".{out.name}.training"
-    report = fit(model, examples, config, job, checkpoints, on_metrics, label="adapter")
+    report = fit(
+        model,
+        examples,
+        config,
+        job,
+        checkpoints,
+        on_metrics,
+        label="adapter",
+        rate_of=lambda name: config.rate_ratio if B_MATRIX.search(name) else 1.0,
+    )
     figures = _figures(report, len(rows), len(replay))
     if current_ranks().rank == 0:
         _save(model, config, base, out)
@@ -104,7 +115,6 @@ def _prepare(config: TrainConfig, base: BaseRef, parent: Path | None) -> Any:
     from peft import LoraConfig, get_peft_model
 
     model = load_model(base.path, bfloat16=choose_device(config) != "cpu")
-    targets = config.target_modules
     if parent is not None:
         _check_parent(config, base, parent)
         return load_adapter(model, parent, trainable=True)
@@ -114,7 +124,7 @@ def _prepare(config: TrainConfig, base: BaseRef, parent: Path | None) -> Any:
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
         use_dora=config.dora,
-        target_modules=targets if targets == "all-linear" else _names(targets),
+        target_modules=_targets(model, config),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng([]):
@@ -122,7 +132,7 @@ def _prepare(config: TrainConfig, base: BaseRef, parent: Path | None) -> Any:
         try:
             return get_peft_model(model, lora)
         except ValueError as error:
-            raise ConfigurationError(f"target_modules {targets!r} does not fit: {error}") from error
+            raise ConfigurationError(f"target_modules {config.target_modules!r} does not fit: {error}") from error
 
 
 def _check_parent(config: TrainConfig, base: BaseRef, parent: Path) -> None:
@@ -203,5 +213,20 @@ def _wait_for_first() -> None:
         torch.distributed.barrier()
 
 
-def _names(targets: str) -> list[str]:
-    return [name.strip() for name in targets.split(",") if name.strip()]
+def _targets(model: Any, config: TrainConfig) -> list[str]:
+    """Return the names of the layers that get an adapter, in peft's words."""
+    import torch
+
+    head = model.get_output_embeddings()
+    if config.target_modules == "all-linear":
+        names = [
+            name
+            for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.Linear) and layer is not head
+        ]
+    else:
+        names = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    if config.adapt_vocabulary and not model.config.tie_word_embeddings:
+        ends = (head, model.get_input_embeddings())
+        names += [name for name, layer in model.named_modules() if layer in ends]
+    return names
