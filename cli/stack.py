@@ -98,12 +98,16 @@ def stop_stack(settings: Settings) -> list[str]:
             stop([stack.supervisor], 0.0)
     parts = {child.name: child for child in children_of(settings, stack)}
     stop_parts(home, parts, stack)
+    # Without its file the stack is found by its environment, a supervisor that still runs too.
+    others = [] if stack.processes else [*members(MEMBER_VARIABLE, str(home))]
+    stop(others, SUPERVISOR_SECONDS_MAX if others else 0.0)
     if predictors := stop_all(home):
         names.append(f"{predictors} predictors")
     # Whatever else the parts started: flow runs that outlived their worker.
-    if others := [*members(MEMBER_VARIABLE, str(home))]:
-        stop(others, MEMBER_GRACE_SECONDS)
-        names.append(f"{len(others)} other processes")
+    rest = [*members(MEMBER_VARIABLE, str(home))]
+    stop(rest, MEMBER_GRACE_SECONDS)
+    if others or rest:
+        names.append(f"{len(others) + len(rest)} other processes")
     (home / STACK_FILE).unlink(missing_ok=True)
     return names
 
@@ -155,10 +159,13 @@ def _start_supervisor(home: Path, *, worker: bool) -> subprocess.Popen[bytes]:
     log = log_path(home, "supervisor")
     if log.exists():
         os.replace(log, log.with_suffix(".log.1"))
-    environment = {**os.environ, "SERIN_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    bound = {"SERIN_HOME": str(home), MEMBER_VARIABLE: str(home), "PYTHONUNBUFFERED": "1"}
     arguments = ["--worker"] if worker else []
     return start(
-        python("cli.supervisor", *arguments), environment=environment, folder=ROOT, log=log
+        python("cli.supervisor", *arguments),
+        environment={**os.environ, **bound},
+        folder=ROOT,
+        log=log,
     )
 
 

@@ -17,9 +17,10 @@ import pytest
 from cli import processes
 from cli.environment import MEMBER_VARIABLE, ROOT
 from cli.processes import Identity
+from cli.stack import stop_stack
 from cli.stack_file import StackFile, read_stack
 from cli.supervisor import ADD_WORKER, LOG_BYTES_KEPT, LOG_BYTES_MAX, back_off_seconds, cut_log
-from core.settings import Settings
+from core.settings import STACK_FILE, Settings
 
 SCRIPT = Path(__file__).with_name("stand_in_stack.py")
 SECONDS_MAX = 10.0
@@ -50,7 +51,7 @@ def supervise(home: Path, free_port: int) -> Iterator[Start]:
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(home), str(free_port), *options],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), MEMBER_VARIABLE: str(home)},
         )
         started.append(process)
         until(lambda: running(home).get("gateway"), "gateway runs")
@@ -200,6 +201,16 @@ def test_the_end_stops_every_part_and_forgets_the_stack(supervise: Start, home: 
     assert process.wait(SECONDS_MAX) == 0
     assert not any(processes.alive(identity) for identity in before.values())
     assert read_stack(home) == StackFile()
+
+
+def test_a_stack_whose_file_is_lost_is_stopped_all_the_same(supervise: Start, home: Path) -> None:
+    process = supervise()
+    until(lambda: len(running(home)) == 2, "both parts run")
+    (home / STACK_FILE).unlink()
+    stopped = stop_stack(Settings.read({"SERIN_HOME": str(home)}))
+    assert stopped == ["3 other processes"]
+    assert process.wait(SECONDS_MAX) == 0
+    assert [*processes.members(MEMBER_VARIABLE, str(home))] == []
 
 
 def test_settings_read_the_addresses(supervise: Start, home: Path, free_port: int) -> None:
