@@ -16,7 +16,7 @@ from cli.stack_file import read_stack
 from core.contracts import ReleaseState
 from observability.load import LoadConfig, LoadGenerator
 from rollout.ledger import Ledger
-from tests.conftest import Stack, serin
+from tests.running_stack import Stack, serin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLOW_SECONDS_MAX = 280
