@@ -5,10 +5,12 @@ Also begins an operator's rollback, and removes what a first release left behind
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from core.contracts import Candidate, ReleaseState
 from core.errors import NotFoundError, RefusedError, UnavailableError
 from rollout import proposals
+from rollout.events import NOTHING
 from rollout.inference_service import InferenceServices, ServiceFacts, spec_with_model_of
 from rollout.ledger import Ledger
 from rollout.observer import Observer, serving_shares
@@ -122,28 +124,32 @@ class Beginning:
 
         return self._ledger.write(work)
 
-    def remove_orphan(self, release: Release) -> bool:
-        """Delete the service if it is what a rolled-back first release created too late.
+    def remove_orphans(self, service: str | None = None) -> list[Release]:
+        """Delete services that are what rolled-back first releases created too late.
 
         A process that was stopped between its intent and its create cannot be fenced by a
-        resourceVersion: nothing exists yet. So what it made is recognised and removed. The
-        service is read before the ledger: what a newer release creates is never taken for it.
+        resourceVersion: nothing exists yet. So what it made is recognised and removed. A service
+        is read before the ledger: what a newer release creates is never taken for an orphan.
         """
-        facts = self._observer.facts(release.namespace, release.service)
-        if not facts.exists or facts.bundle_digest != release.candidate.bundle_digest:
-            return False
-        if release.release_id not in {item.release_id for item in self._ledger.failed_first()}:
-            return False
-        self._client.delete(release.namespace, release.service, facts.uid)
-        self._ledger.write(
-            lambda w: w.change(w.release(release.release_id), "orphan_removed", {"uid": facts.uid})
-        )
-        return True
+        failed = self._ledger.failed_first()
+        names = {(r.namespace, r.service) for r in failed if service in (None, r.service)}
+        found = (self._remove_orphan(*name) for name in sorted(names))
+        return [release for release in found if release is not None]
+
+    def _remove_orphan(self, namespace: str, service: str) -> Release | None:
+        facts = self._observer.facts(namespace, service)
+        if not facts.exists or facts.deleting:
+            return None
+        for release in self._ledger.failed_first():
+            made = (release.namespace, release.service, release.candidate.bundle_digest)
+            if made == (namespace, service, facts.bundle_digest):
+                noted = self._ledger.write(partial(_orphan_found, release.release_id, facts.uid))
+                self._client.delete(namespace, service, facts.uid)
+                return noted
+        return None
 
     def _facts_to_begin(self, release: Release) -> ServiceFacts:
-        for failed in self._ledger.failed_first():
-            if (failed.namespace, failed.service) == (release.namespace, release.service):
-                self.remove_orphan(failed)
+        self.remove_orphans(release.service)
         facts = self._observer.facts(release.namespace, release.service)
         if not facts.exists:
             return facts
@@ -159,6 +165,10 @@ class Beginning:
             self._ledger.write(lambda w: w.learn_revision(facts.uid, name, bundle, version))
             return self._observer.facts(release.namespace, release.service)
         return facts
+
+
+def _orphan_found(release_id: str, uid: str, writer: Writer) -> Release:
+    return writer.change(writer.release(release_id), "orphan_found", {"uid": uid}, (NOTHING,))
 
 
 def choose_version(promoted: Sequence[Release], to: str | None) -> ServedVersion:

@@ -86,6 +86,7 @@ class Conductor:
             active = self.ledger.active(release.service, release.namespace)
             if active is not None or waiting[:1] != [release]:
                 return release
+            self._beginning.remove_orphans(release.service)
             if self.needs_new_verdict(release_id):
                 raise RefusedError(
                     f"release {release_id}: stable has changed since its verdict; judge the "
@@ -189,9 +190,9 @@ class Conductor:
         """Reject the release if its approval was not given, or not used, in time."""
         return self._advance(release_id, None, begin=False)
 
-    def remove_orphan(self, release: Release) -> bool:
-        """Delete a service that a taken-over first release created after it was rolled back."""
-        return self._beginning.remove_orphan(release)
+    def remove_orphans(self) -> list[Release]:
+        """Delete what first releases created after they were rolled back; return those releases."""
+        return self._beginning.remove_orphans()
 
     def _unstarted(self, release_id: str, work: Callable[[Writer, Release], Release]) -> Release:
         return self.ledger.write(lambda writer: work(writer, writer.release(release_id)))

@@ -22,6 +22,10 @@ class ServingShare:
     percent: int
 
 
+NOTHING = ServingShare("", "", 0)
+"""What serves where there is no service."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened. `serving` is what served from then on, where it was observed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.contracts import CanaryDecision, ReleaseState
 from core.errors import ConflictError, NotFoundError, RefusedError
-from rollout.events import ServingShare
+from rollout.events import NOTHING
 from rollout.inference_service import InferenceServices, ServiceFacts
 from rollout.ledger import Ledger
 from rollout.moves import MoveAction, plan_move, send
@@ -177,7 +177,7 @@ class Execution:
             if alarm:
                 given = {"reason": alarm, "goal": goal, "after": after}
                 ended = writer.change(ended, "alarm", given, alarms=(*release.alarms, alarm))
-            shares = serving_shares(facts) or (_NOTHING,)
+            shares = serving_shares(facts) or (NOTHING,)
             return writer.change(ended, state.lower(), body, shares, **changes)
 
         ended = self._ledger.write(work)
@@ -188,9 +188,6 @@ class Execution:
         self, release: Release, event: str, body: Mapping[str, Any], changes: Mapping[str, Any]
     ) -> Release:
         return self._ledger.write(lambda writer: writer.change(release, event, body, **changes))
-
-
-_NOTHING = ServingShare("", "", 0)
 
 
 def _sentence(action: str, percent: int | None) -> str:

@@ -113,9 +113,8 @@ class Keeper:
         if self._monotonic() - self._orphans_at < ORPHAN_SECONDS:
             return
         self._orphans_at = self._monotonic()
-        for release in self._ledger.failed_first():
-            if self._conductor.remove_orphan(release):
-                log.warning("%s left a service behind; removed", release.release_id)
+        for release in self._conductor.remove_orphans():
+            log.warning("%s left a service behind; removed", release.release_id)
 
 
 def keep(tick: Callable[[], object], stop: threading.Event, interval_seconds: float) -> None:

@@ -122,7 +122,7 @@ class Ledger:
         return self._database.read(lambda connection: read_releases(connection, query))[::-1]
 
     def failed_first(self) -> list[Release]:
-        """First releases that were rolled back, of services where nothing has begun since."""
+        """First releases that were rolled back, of services that have had no other life since."""
         newer = RELEASES.alias()
         since = select(newer.c.release_id).where(
             newer.c.namespace == RELEASES.c.namespace,
@@ -133,6 +133,7 @@ class Ledger:
                 and_(
                     newer.c.state.in_([str(state) for state in TOUCHED_STATES]),
                     newer.c.final_seq > RELEASES.c.final_seq,
+                    or_(newer.c.kind != "first", newer.c.state == str(ReleaseState.PROMOTED)),
                 ),
             ),
         )

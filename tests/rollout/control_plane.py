@@ -18,6 +18,7 @@ class ControlPlane:
     def __init__(self, services: FakeInferenceServices, port: int = 0) -> None:
         self.services = services
         self.failing: int | None = None
+        self.refused = 0
         self.requests: list[tuple[str, str, str]] = []
         self._lock = threading.Lock()
         plane = self
@@ -62,6 +63,7 @@ class ControlPlane:
 
     def answer(self, method: str, path: str, content_type: str, body: Any) -> tuple[int, Any]:
         if self.failing is not None:
+            self.refused += 1
             return self.failing, {"kind": "Status", "message": "out of order"}
         parts = path.removeprefix(PREFIX).split("/")
         if not path.startswith(PREFIX) or parts[1] != "inferenceservices":

@@ -167,3 +167,28 @@ def test_what_the_control_plane_refuses_ends_the_release(
     assert ended.state is ReleaseState.ROLLED_BACK
     assert "denied" in ended.reason
     assert weights(services) == {ONE: 100}
+
+
+def test_a_create_that_arrives_after_its_release_was_rolled_back_is_recognised_and_removed(
+    ledger: Ledger, services: FakeInferenceServices
+) -> None:
+    class SilentCreate(SilentServices):
+        def create(self, namespace: str, body: Body) -> Body:
+            self.kept.append((namespace, "", copy.deepcopy(body)))
+            raise UnavailableError("no answer within 10 s")
+
+    silent = SilentCreate(services)
+    conductor = Conductor(ledger, silent, "flow")
+    first = conductor.propose(candidate("1"), plan())
+    with pytest.raises(UnavailableError):
+        conductor.start(first.release_id)
+    conductor.roll_back(first.release_id, "no answer", "ann")
+    services.create("default", silent.kept[0][2])
+    removed = conductor.remove_orphans()
+    assert [release.release_id for release in removed] == [first.release_id]
+    assert services.get("default", SERVICE) is None
+    other = Conductor(ledger, services, "flow")
+    services.create("default", silent.kept[0][2])
+    assert promote(other, "2").kind == "first"  # it does not take the orphan for a stable version
+    assert other.remove_orphans() == []
+    assert ledger.verify() == []

@@ -226,6 +226,7 @@ def test_as_a_process_it_survives_a_control_plane_that_is_away(
     try:
         release = begin(Conductor(ledger, services, "flow"), "2", "1", lease_seconds=0.1)
         wait_for(lambda: ledger.release(release.release_id).holder.startswith("keeper-"))
+        wait_for(lambda: plane.refused)
         plane.failing = None
         wait_for(lambda: ledger.release(release.release_id).final)
     finally:
