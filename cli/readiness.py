@@ -51,11 +51,14 @@ def await_parts(home: Path, children: list[Child], seconds: float) -> Iterator[R
         waits = [
             pool.submit(_await_part, home, child, began, seconds, given_up) for child in children
         ]
-        for wait in as_completed(waits):
-            found = wait.result()
-            if not found.ready:
-                given_up.set()
-            yield found
+        try:
+            for wait in as_completed(waits):
+                found = wait.result()
+                if not found.ready:
+                    given_up.set()
+                yield found
+        finally:
+            given_up.set()
 
 
 def _await_part(

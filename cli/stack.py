@@ -25,6 +25,7 @@ READY_SECONDS_MAX = 180.0
 SUPERVISOR_SECONDS_MAX = 60.0
 MEMBER_GRACE_SECONDS = 5.0
 POLL_SECONDS = 0.05
+WATCH_SECONDS = 0.5
 LOG_LINES_SHOWN = 5
 
 
@@ -38,11 +39,17 @@ def up(
 ) -> None:
     """Start everything on loopback, or adopt what still runs, and print the addresses."""
     settings = Settings.read()
-    start_stack(settings, worker=worker)
     if detach:
+        start_stack(settings, worker=worker)
         return
-    typer.echo("Ctrl-C stops everything.")
-    stay(settings)
+    with _interruptible():
+        try:
+            start_stack(settings, worker=worker)
+            typer.echo("Ctrl-C stops everything.")
+            while read_stack(settings.home).supervised:
+                time.sleep(WATCH_SECONDS)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped: {', '.join(stop_stack(settings))}")
 
 
 def down() -> None:
@@ -142,17 +149,6 @@ def sqlite_path(url: str) -> Path | None:
     """Return the file of an SQLite URL; None for another database."""
     prefix = "sqlite:///"
     return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None
-
-
-def stay(settings: Settings) -> None:
-    """Wait until the supervisor ends, or stop everything on SIGINT or SIGTERM."""
-    with _interruptible():
-        try:
-            while read_stack(settings.home).supervised:
-                time.sleep(0.5)
-        except KeyboardInterrupt:
-            stopped = stop_stack(settings)
-            typer.echo(f"stopped: {', '.join(stopped)}")
 
 
 def _start_supervisor(home: Path, *, worker: bool) -> subprocess.Popen[bytes]:

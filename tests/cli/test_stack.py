@@ -237,6 +237,22 @@ def test_two_homes_run_side_by_side_and_a_worker_runs_deployments(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("word", ["prefect on port", "keeper ready"], ids=["ready", "starting"])
+def test_the_foreground_stops_everything_when_it_is_ended(tmp_path: Path, word: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "up", "--foreground", "--no-worker"],
+        env=isolated_environment(tmp_path), cwd=ROOT, text=True, bufsize=1,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    with process.stderr as lines:
+        assert any(word in line for line in lines)
+        process.terminate()
+        assert process.wait(DOWN_SECONDS_MAX) == 0
+    assert [*processes.members(MEMBER_VARIABLE, str(tmp_path))] == []
+
+
+@pytest.mark.slow
 def test_everything_starts_where_there_is_no_network_at_all(tmp_path: Path) -> None:
     """The kernel's word on it, compiled libraries included: a namespace with loopback only."""
     loopback_up = (
