@@ -131,15 +131,11 @@ def plan_batches(
 def padding_share(examples: Sequence[Example], batches: Sequence[Sequence[int]]) -> float:
     """Return the share of padding among all positions of the padded batches, 0..1."""
     used = sum(len(example.ids) for example in examples)
-    padded = sum(
-        len(batch) * max(len(examples[index].ids) for index in batch) for batch in batches
-    )
+    padded = sum(len(batch) * max(len(examples[index].ids) for index in batch) for batch in batches)
     return 1 - used / padded if padded else 0.0
 
 
-def loss_weight(
-    examples: Sequence[Example], batch: Sequence[int], prompt_weight: float
-) -> float:
+def loss_weight(examples: Sequence[Example], batch: Sequence[int], prompt_weight: float) -> float:
     """Return the summed weight of a batch's loss: 1 per answer token, less per prompt token.
 
     A row's first token is not predicted from anything and counts nothing.

@@ -87,7 +87,9 @@ class TrainConfig(LoopConfig):
     epochs: int = Field(default=8, ge=0, le=1000, description="passes over the rows")
     rank: int = Field(default=16, ge=1, le=512, description="rank of the adapter's matrices")
     alpha: float = Field(default=16.0, gt=0, description="scale of the adapter's contribution")
-    rslora: bool = Field(default=True, description="scale by alpha / sqrt(rank): Kalajdzievski 2023")
+    rslora: bool = Field(
+        default=True, description="scale by alpha / sqrt(rank): Kalajdzievski 2023"
+    )
     dora: bool = Field(default=False, description="learn magnitude apart: DoRA, Liu et al. 2024")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: str = Field(

@@ -19,6 +19,7 @@ from core.errors import ConfigurationError, InputError, IntegrityError
 from training.base import BaseRef, load_model
 from training.batches import encode_records, load_tokenizer
 from training.config import TrainConfig
+from training.fused import fuse_lora
 from training.loop import FitReport, OnMetrics, choose_device, current_ranks, fit
 from training.replay import choose_replay
 
@@ -67,6 +68,8 @@ def train_adapter(
     if done is not None:
         return done
     model = _prepare(config, base, parent_adapter)
+    if choose_device(config) == "cpu":
+        fuse_lora(model)
     tokenizer = load_tokenizer(base.path)
     examples = encode_records([*rows, *replay], tokenizer, config.tokens_max)
     checkpoints = out.parent / f".{out.name}.training"
@@ -93,7 +96,9 @@ def train_adapter(
 
 def rows_digest(rows: Sequence[Record]) -> str:
     """Return one digest of rows in their order: what is learnt from them, not where they lie."""
-    return digest_json([[row.record_id, msgspec.to_builtins(row.messages), row.response] for row in rows])
+    return digest_json(
+        [[row.record_id, msgspec.to_builtins(row.messages), row.response] for row in rows]
+    )
 
 
 def load_adapter(base_model: Any, adapter: Path, trainable: bool = False) -> Any:
@@ -132,7 +137,9 @@ def _prepare(config: TrainConfig, base: BaseRef, parent: Path | None) -> Any:
         try:
             return get_peft_model(model, lora)
         except ValueError as error:
-            raise ConfigurationError(f"target_modules {config.target_modules!r} does not fit: {error}") from error
+            raise ConfigurationError(
+                f"target_modules {config.target_modules!r} does not fit: {error}"
+            ) from error
 
 
 def _check_parent(config: TrainConfig, base: BaseRef, parent: Path) -> None:
