@@ -96,7 +96,9 @@ def turn_release(release_id: str, canary: CanaryConfig) -> Release:
     moved = conductor.advance(release_id, decision)
     if (moved.state, moved.share) != (release.state, release.share):
         LOG.info("%s  %s  share %d %%  %s", release_id, moved.state, moved.share, moved.reason)
-    if not moved.final:
+    if moved.state is ReleaseState.ROLLING_BACK:
+        time.sleep(ROLLBACK_TURN_SECONDS)
+    elif not moved.final:
         lease = moved.plan.lease_seconds / LEASE_PARTS
         time.sleep(min(canary.evaluate_seconds, lease, TURN_SECONDS_MAX))
     return moved
