@@ -145,21 +145,20 @@ def _print_report(
     """Print the table of days; return what did not end as it should."""
     if not rows:
         raise ConfigurationError("there is no day in the data; see --data")
-    stages = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
-    table = Table(title=told.title or "Daily loop", show_lines=False)
-    columns = ["day", "rows", "quarantined", "quality before", "after", "verdict", "final state"]
-    for column in [*columns, *(f"{name} s" for name in stages)]:
-        table.add_column(column)
+    days = Table(title=told.title or "Daily loop")
+    for column in ("day", "rows", "quarantined", "before", "after", "verdict", "final state"):
+        days.add_column(column, no_wrap=True)
+    days.add_column("release", no_wrap=True)
     problems = []
     for row in rows:
-        table.add_row(
+        days.add_row(
             row["day"], str(row["rows_in"]), str(row["quarantined"]),
             _percent(row["quality_before"]), _percent(row["quality_after"]),
-            row["verdict"] or "-", row["final_state"],
-            *(f"{row['seconds'][name]:.1f}" if name in row["seconds"] else "-" for name in stages),
+            row["verdict"] or "-", row["final_state"], row.get("release_id") or "-",
         )  # fmt: skip
         problems += _wrong(row, told)
-    console.print(table)
+    console.print(days)
+    console.print(_seconds_table(rows))
     failed, sent = served["failed"], served["sent"]
     console.print(f"live traffic: {sent} requests, {failed} failed")
     if failed:
@@ -167,6 +166,19 @@ def _print_report(
     missing = [day for day in told.days if day not in {row["day"] for row in rows}]
     problems += [f"{day} is in the story but not in the data" for day in missing]
     return problems
+
+
+def _seconds_table(rows: list[dict[str, Any]]) -> Table:
+    """One line a stage, one column a day: that many stages are too wide the other way."""
+    table = Table(title="seconds per stage")
+    for column in ("stage", *(row["day"] for row in rows)):
+        table.add_column(column, no_wrap=True, justify="left" if column == "stage" else "right")
+    for stage in dict.fromkeys(name for row in rows for name in row["seconds"]):
+        found = (row["seconds"].get(stage) for row in rows)
+        table.add_row(stage, *("-" if value is None else f"{value:.1f}" for value in found))
+    totals = (f"{sum(row['seconds'].values()):.1f}" for row in rows)
+    table.add_row("all", *totals, style="bold")
+    return table
 
 
 def _wrong(row: dict[str, Any], told: Story) -> list[str]:

@@ -1,1 +1,1 @@
-"""Value types, errors, settings and digests that every other room may import; knows no other room."""
+"""Value types, errors, settings and digests that every room may import; knows no other room."""

@@ -22,7 +22,7 @@ LATENCY_BUCKETS_SECONDS: tuple[float, ...] = tuple(
     round(LATENCY_BUCKET_FIRST_SECONDS * 1.3 ** (index / 3), 9)
     for index in range(LATENCY_BUCKET_COUNT)
 )
-"""Upper edges growing by 1.3^(1/3), 2 ms to about 114 s: a ratio of 1.3 is exactly three buckets."""
+"""Upper edges growing by 1.3^(1/3), 2 ms to 112 s: a ratio of 1.3 is exactly three buckets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class Rejection:
 
 
 Answer = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
-"""answer(prompts) -> answers, in the same order: how validation reaches a model without a socket."""
+"""answer(prompts) -> answers, in the same order: how validation asks a model without a socket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What one gate found. `figures` are its measured values, `tables` breakdowns such as slices."""
+    """What one gate found: `figures` are measured values, `tables` breakdowns such as slices."""
 
     gate: str
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""Digests of bytes, JSON values, files and folders: the identity of everything that is immutable."""
+"""Digests of bytes, JSON values, files and folders: the identity of all that is immutable."""
 
 import hashlib
 import json

@@ -58,7 +58,7 @@ def read_manifest(folder: Path) -> BundleManifest:
 
 
 def verify_bundle(folder: Path, expected_digest: str | None = None) -> BundleManifest:
-    """Check every file of a bundle against its manifest, and the manifest against `expected_digest`.
+    """Check a bundle's files against its manifest, and the manifest against `expected_digest`.
 
     Raises IntegrityError naming the first file that is missing, unlisted or changed.
     """

@@ -11,6 +11,7 @@ from core.contracts import ReleaseState, Verdict
 from core.settings import Settings
 from rollout.ledger import Ledger
 from rollout.release import Release
+from rollout.times import to_seconds
 from tasks.preparing import Arrived
 from tasks.stages import DayRun, open_run
 from tasks.tracking import publish, report_url, run_url
@@ -104,8 +105,13 @@ def _result(
     figures = {item.gate: item.figures for item in verdict.evidence} if verdict else {}
     quality = figures.get("quality", {})
     reasons = list(verdict.reasons) if verdict else []
+    seconds = {stage.name: stage.seconds for stage in run.stages()}
     if release_id is not None:
-        reasons.append(Ledger(Settings.read().ledger_url).release(release_id).reason)
+        release = Ledger(Settings.read().ledger_url).release(release_id)
+        reasons.append(release.reason)
+        if release.started_at and release.finished_at:
+            taken = to_seconds(release.finished_at) - to_seconds(release.started_at)
+            seconds["release"] = round(taken, 1)
     counted = arrived.figures
     return DayResult(
         day=run.label,
@@ -118,7 +124,7 @@ def _result(
         verdict=verdict.outcome if verdict else None,
         release_id=release_id,
         folder=run.folder,
-        seconds={stage.name: stage.seconds for stage in run.stages()},
+        seconds=seconds,
     )
 
 

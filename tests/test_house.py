@@ -1,4 +1,4 @@
-"""The design's house rules as a test: imports, homes of heavy libraries, sizes, names, entrypoints."""
+"""The house rules as a test: imports, homes of heavy libraries, sizes, names, entrypoints."""
 
 import ast
 import subprocess
