@@ -128,7 +128,11 @@ class OpenVinoEngine:
     def _properties(self) -> dict[str, str | int]:
         settings = self._manifest.settings
         precision = settings.get("inference_precision") or DEFAULT_INFERENCE_PRECISION
-        found: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": str(precision)}
+        found: dict[str, str | int] = {
+            "INFERENCE_PRECISION_HINT": str(precision),
+            # oneDNN keeps compiled kernels per shape too; twice cost 200 MB and saved no time.
+            "CPU_RUNTIME_CACHE_CAPACITY": 0,
+        }
         if cache := settings.get("kv_cache_precision"):
             found["KV_CACHE_PRECISION"] = str(cache)
         if self._config.threads:
