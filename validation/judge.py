@@ -8,7 +8,7 @@ alpha_rollback, P(ever promoting one out of tolerance) <= alpha_promote.
 import bisect
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -135,7 +135,7 @@ class SequentialJudge:
         return 0.0 if self._start_seconds is None else self._now_seconds - self._start_seconds
 
     def observe(self, seen: Observation, share: float) -> None:
-        """Feed one request drawn with the declared canary share; shares of 0 and 1 judge nothing."""
+        """Feed one request and its declared canary share; shares of 0 and 1 judge nothing."""
         self._tick(seen.time_seconds)
         if not 0.0 < share < 1.0:
             self._learn(seen)
@@ -248,6 +248,6 @@ _REASONS = {
 }
 
 
-def _waiting_for(missing: list[str], early: bool) -> str:
+def _waiting_for(missing: Sequence[str], early: bool) -> str:
     parts = [f"evidence on {name}" for name in missing] + (["the shortest time"] if early else [])
     return "waiting for " + (", ".join(parts) or "a first metric")
