@@ -3,6 +3,7 @@
 Knows options, expectations and the table; what happens to a day is the retrain flow's business.
 """
 
+import json
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from core.errors import ConfigurationError
 from core.settings import Settings
 
 STORIES_KEPT = 2
+RESULT_NAME = "run.json"
 GOOD_ENDS = {"Promoted", "Rolled back", "Stopped by gates", "Not enough data", "Rejected"}
 GOOD_ENDS |= {"Registered, waiting", "Awaiting approval", "Superseded"}
 
@@ -57,10 +59,15 @@ def run(
 
     telling = Telling(settings, told, parameters, console)
     rate = rps or told.rps
+    started = time.monotonic()
     with telling.stack(), telling.traffic(rate if traffic == "replay" else 0.0):
         rows = telling.tell(days_max)
         served = telling.served()
     problems = _print_report(console, rows, told, served)
+    kept = {"seconds": time.monotonic() - started, "days": rows, "traffic": served}
+    path = settings.home / RESULT_NAME
+    path.write_text(json.dumps({**kept, "problems": problems}, indent=1))
+    console.print(f"{kept['seconds']:.0f} seconds; the same as JSON: {path}")
     for problem in problems:
         console.print(f"[red]{problem}[/red]")
     raise typer.Exit(1 if problems else 0)
