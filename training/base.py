@@ -108,6 +108,8 @@ def model_digest(folder: Path) -> str:
 def _build_builtin(
     config: BaseConfig, rows: Sequence[Record], cache: Path, on_metrics: OnMetrics | None
 ) -> BaseRef:
+    from transformers.utils import logging as transformers_logging
+
     if not rows:
         raise InputError("the builtin base learns from the first day's rows, and there are none")
     content = [[msgspec.to_builtins(row.messages), row.response] for row in rows]
@@ -124,6 +126,7 @@ def _build_builtin(
     examples = encode_records(rows, tokenizer, min(config.tokens_max, config.context_length))
     checkpoints = cache / f".{folder.name}.training"
     fit(model, examples, config, key, checkpoints, on_metrics, label="base model")
+    transformers_logging.disable_progress_bar()
     model.to("cpu").save_pretrained(str(partial))
     try:
         os.rename(partial, folder)

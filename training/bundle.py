@@ -3,6 +3,7 @@
 Knows peft, optimum, nncf and OpenVINO's tokenizers; knows nothing about who serves the bundle.
 """
 
+import io
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def _export(weights: Path, folder: Path) -> None:
 def _compress(graph: Any) -> Any:
     import nncf
 
-    return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    with redirect_stdout(io.StringIO()):  # its progress bar is not for a log
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
 def _write_graph(graph: Any, path: Path) -> None:
