@@ -6,6 +6,7 @@ Knows options, expectations and the table; what happens to a day is the retrain 
 import json
 import logging
 import os
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from core.settings import Settings
 
 STORIES_KEPT = 2
 RESULT_NAME = "run.json"
+PIPE_COLUMNS = 120
 GOOD_ENDS = {"Promoted", "Rolled back", "Stopped by gates", "Not enough data", "Rejected"}
 GOOD_ENDS |= {"Registered, waiting", "Awaiting approval", "Superseded"}
 
@@ -53,7 +55,7 @@ def run(
     mapping = {name: field for name, field in fields.items() if field}
     ingest = {"data": _absolute(data), "mapping": mapping, "evaluation": {"uri": evaluation}}
     parameters = _parameters(told, ingest, base)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     _tell_plan(console, settings, told, parameters)
     from cli.telling import Telling
 
@@ -155,13 +157,12 @@ def _print_report(
     days = Table(title=told.title or "Daily loop")
     for column in ("day", "rows", "quarantined", "before", "after", "verdict", "final state"):
         days.add_column(column, no_wrap=True)
-    days.add_column("release", no_wrap=True)
     problems = []
     for row in rows:
         days.add_row(
             row["day"], str(row["rows_in"]), str(row["quarantined"]),
             _percent(row["quality_before"]), _percent(row["quality_after"]),
-            row["verdict"] or "-", row["final_state"], row.get("release_id") or "-",
+            row["verdict"] or "-", row["final_state"],
         )  # fmt: skip
         problems += _wrong(row, told)
     console.print(days)
