@@ -35,7 +35,7 @@ PAGE_ROWS = 200
 BULK_ROWS_MAX = 50
 BULKS_MAX = 10_000
 DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
-CONTROL_FILES = ("services.json", "routes.json", "processes.json")
+CONTROL_FILES = ("services.json", "revisions.json", "routes.json", "processes.json")
 SHORT_DIGEST = 12
 """Adapters' folders are named by the first characters of a digest."""
 
