@@ -1,6 +1,6 @@
 """A tiny base, adapter and bundle, made once: real training on rows that are easy to learn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ ASKED = {
 LATER = {"warranty": ("is the {} still under guarantee", "how long is the {} covered")}
 
 
-def make_rows(asked: dict[str, tuple[str, ...]], day: str = "day-1") -> list[Record]:
+def make_rows(asked: Mapping[str, tuple[str, ...]], day: str = "day-1") -> list[Record]:
     """Every opening, phrase and thing once; the answer is the intent's name."""
     return [
         Record(

@@ -9,10 +9,10 @@ import pytest
 from core.contracts import Record
 from core.digests import digest_folder
 from core.errors import ConfigurationError, InputError, NotFoundError, UnavailableError
+from tests.training.greedy import share_right
 from training.base import BaseRef, build_base, find_base, load_model, model_digest
 from training.batches import PLAIN_TEMPLATE, load_tokenizer
 from training.config import BaseConfig
-from tests.training.greedy import share_right
 
 QUICK = {"hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 1, "vocabulary": 300}
 
