@@ -84,9 +84,8 @@ def load_model(folder: Path, bfloat16: bool = False) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    _no_bars()
     try:
         return AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -97,6 +96,13 @@ def load_model(folder: Path, bfloat16: bool = False) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} cannot be loaded as a causal model: {error}") from error
+
+
+def _no_bars() -> None:
+    """transformers draws a bar for every file, on a terminal or not."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def model_digest(folder: Path) -> str:
@@ -127,6 +133,7 @@ def _build_builtin(
     checkpoints = cache / f".{folder.name}.training"
     fit(model, examples, config, key, checkpoints, on_metrics, label="base model")
     transformers_logging.disable_progress_bar()
+    _no_bars()
     model.to("cpu").save_pretrained(str(partial))
     try:
         os.rename(partial, folder)

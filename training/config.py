@@ -84,7 +84,11 @@ class BaseConfig(LoopConfig):
 class TrainConfig(LoopConfig):
     """One day's LoRA training on the new rows and a replayed share of earlier ones."""
 
-    epochs: int = Field(default=8, ge=0, le=1000, description="passes over the rows")
+    epochs: int = Field(default=6, ge=0, le=1000, description="passes over the rows")
+    batch_rows: int = Field(
+        default=16, ge=1, le=4096, description="rows per optimiser step, over all processes"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="peak learning rate")
     rank: int = Field(default=16, ge=1, le=512, description="rank of the adapter's matrices")
     alpha: float = Field(default=16.0, gt=0, description="scale of the adapter's contribution")
     rslora: bool = Field(

@@ -4,7 +4,6 @@ Knows peft and the loop; knows neither where rows come from nor where the adapte
 """
 
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,9 @@ from training.loop import FitReport, OnMetrics, choose_device, current_ranks, fi
 from training.replay import choose_replay
 
 ADAPTER_CONFIG = "adapter_config.json"
-B_MATRIX = re.compile(r"lora_(embedding_)?B")
+EMBEDDING_RATE = 0.1
+"""Relative rate of an embedding's first factor, which starts at 0: peft draws its other factor from
+N(0, 1), far larger than a linear layer's, so at the full rate old answers are overwritten."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -81,7 +82,7 @@ def train_adapter(
         checkpoints,
         on_metrics,
         label="adapter",
-        rate_of=lambda name: config.rate_ratio if B_MATRIX.search(name) else 1.0,
+        rate_of=lambda name: _relative_rate(name, config),
     )
     figures = _figures(report, len(rows), len(replay))
     if current_ranks().rank == 0:
@@ -196,6 +197,12 @@ def _figures(report: FitReport, rows: int, replayed: int) -> dict[str, float]:
         "padding_share": report.padding_share,
         "resumed_at_step": float(report.resumed_at_step),
     }
+
+
+def _relative_rate(name: str, config: TrainConfig) -> float:
+    if "lora_embedding_A" in name:
+        return EMBEDDING_RATE
+    return config.rate_ratio if "lora_B" in name else 1.0
 
 
 def _receipt(out: Path) -> Path:
