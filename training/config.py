@@ -43,7 +43,10 @@ class LoopConfig(BaseModel):
         default="auto", description="auto takes a GPU where there is one (bf16), else the CPU"
     )
     threads: int = Field(
-        default=0, ge=0, le=1024, description="CPU threads; 0 means the physical cores"
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads; 0 means one for a small model, else the physical cores",
     )
     checkpoint_seconds: float = Field(
         default=30.0, gt=0, description="seconds of work that a kill may cost at most"
@@ -60,6 +63,7 @@ class LoopConfig(BaseModel):
 class BaseConfig(LoopConfig):
     """The base model: a builtin one made from scratch, a local folder or a hub id."""
 
+    epochs: int = Field(default=10, ge=0, le=1000, description="builtin: passes over the rows")
     prompt_loss_weight: float = Field(
         default=0.1, ge=0, le=1, description="weight of a prompt token's loss; an answer's has 1"
     )
@@ -72,8 +76,8 @@ class BaseConfig(LoopConfig):
     vocabulary: int = Field(
         default=4096, ge=300, le=65536, description="builtin: entries of the byte-level BPE at most"
     )
-    hidden_size: int = Field(default=256, ge=16, le=1024, description="builtin: width")
-    layers: int = Field(default=4, ge=1, le=32, description="builtin: decoder layers")
+    hidden_size: int = Field(default=128, ge=16, le=1024, description="builtin: width")
+    layers: int = Field(default=2, ge=1, le=32, description="builtin: decoder layers")
     heads: int = Field(default=4, ge=1, le=32, description="builtin: attention heads")
     kv_heads: int = Field(default=2, ge=1, le=32, description="builtin: key and value heads")
     context_length: int = Field(
