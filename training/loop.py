@@ -65,7 +65,8 @@ def fit(
     import torch
 
     device = choose_device(config)
-    with _threads(config.threads or threads_for(model)), torch.random.fork_rng(_fork_devices(device)):
+    threads = config.threads or threads_for(model)
+    with _threads(threads), torch.random.fork_rng(_fork_devices(device)):
         torch.manual_seed(config.seed)
         learner = _Fit(model, examples, config, job, checkpoints, device, rate_of)
         return learner.run(on_metrics, label)
