@@ -167,13 +167,44 @@ class ArmCounters:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmOutcomes:
+    """Settled outcomes of one arm: monotone counts of a beginning of the order of assignment.
+
+    `latencies[i]` counts the requests that took up to LATENCY_BUCKETS_SECONDS[i] and longer than
+    the edge before it (not cumulative); index LATENCY_BUCKET_COUNT is +Inf, and a request
+    unanswered at its deadline counts there. `scores[k]` counts answers scored k / 100.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    blocks: int = 0
+    latencies: Mapping[int, int] = field(default_factory=dict)
+    scores: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """Settled outcomes of both arms for the draws made at one declared canary share in 0..1."""
+
+    share: float
+    stable: ArmOutcomes = ArmOutcomes()
+    canary: ArmOutcomes = ArmOutcomes()
+
+
+@dataclass(frozen=True, slots=True)
 class CounterSample:
-    """One scrape: `time_seconds` since the epoch, the declared canary share in 0..1, both arms."""
+    """One scrape: `time_seconds` since the epoch, the declared canary share in 0..1, both arms.
+
+    `process` names the process that counted: another name means that every count began anew.
+    `strata` are the settled outcomes of the two revisions' comparison, oldest share first.
+    """
 
     time_seconds: float
     share: float
     stable: ArmCounters | None
     canary: ArmCounters | None
+    process: str = ""
+    strata: tuple[Stratum, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
