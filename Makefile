@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DISK_GIB_MIN := 8
 # What the tests drive for real, as command:package of Debian and Ubuntu.
-PROGRAMS := kubectl:kubernetes-client postgres:postgresql
+PROGRAMS := kubectl:kubernetes-client postgres:postgresql chromium:chromium \
+	chromedriver:chromium-driver
 
 # Plain `make run` tells the sample's story; with DATA=... it runs on that folder of daily files.
 DATA ?= samples/days

@@ -16,6 +16,16 @@ class ReleasePlan(BaseModel):
     approval: Literal["auto", "required"] = Field(
         default="auto", description="whether a person must approve before the canary starts"
     )
+    approvals_required: int = Field(
+        default=1,
+        ge=1,
+        le=20,
+        description="how many approvers must agree (N of those configured); above 1 the requester "
+        "is none of them",
+    )
+    requester_excluded: bool = Field(
+        default=False, description="whether who asked for the release may not approve it"
+    )
     approval_timeout_seconds: float = Field(
         default=86400, gt=0, description="an approval not given within this counts as rejected"
     )
@@ -41,3 +51,14 @@ class ReleasePlan(BaseModel):
         if len(self.shares) < 2 or self.shares[0] < 1 or self.shares[-1] != 100 or not rising:
             raise ValueError("shares must rise from 1 or more to exactly 100, such as 5, 50, 100")
         return self
+
+    @model_validator(mode="after")
+    def _approvers_are_asked(self) -> Self:
+        if self.needs_approvers and self.approval != "required":
+            raise ValueError("approvals_required and requester_excluded need approval: required")
+        return self
+
+    @property
+    def needs_approvers(self) -> bool:
+        """Whether names must be proven: several people, or another person than the requester."""
+        return self.approvals_required > 1 or self.requester_excluded

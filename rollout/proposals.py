@@ -18,12 +18,15 @@ UNSTARTED = (ReleaseState.PROPOSED, ReleaseState.AWAITING_APPROVAL)
 OPEN = (*UNSTARTED, ReleaseState.CANARY)
 
 
-def propose(writer: Writer, namespace: str, candidate: Candidate, plan: ReleasePlan) -> Release:
+def propose(
+    writer: Writer, namespace: str, candidate: Candidate, plan: ReleasePlan, requested_by: str = ""
+) -> Release:
     """Add a release for the candidate, or return the open one it already has.
 
     Proposed again before it started, a candidate takes its new verdict, and an approval of the
     old verdict is void. A new one supersedes older waiting ones and an unanswered approval; a
-    running canary is left alone. Raises InputError when the bundle's URI does not name its digest.
+    running canary is left alone. `requested_by` is the person who asked for it, as far as that is
+    known. Raises InputError when the bundle's URI does not name its digest.
     """
     if bundle_of_uri(candidate.bundle_uri) != candidate.bundle_digest:
         raise InputError(
@@ -39,10 +42,12 @@ def propose(writer: Writer, namespace: str, candidate: Candidate, plan: ReleaseP
         candidate,
         plan,
         "proposed",
-        {"candidate": msgspec.to_builtins(candidate), "plan": plan.model_dump(mode="json")},
+        {"candidate": msgspec.to_builtins(candidate), "plan": plan.model_dump(mode="json")}
+        | ({"requested_by": requested_by} if requested_by else {}),
+        requested_by=requested_by,
     )
     for release in found:
-        unanswered = release.state is ReleaseState.AWAITING_APPROVAL and release.approval is None
+        unanswered = release.state is ReleaseState.AWAITING_APPROVAL and not release.approved
         if release.state is ReleaseState.PROPOSED or unanswered:
             supersede(writer, release, f"superseded by {created.release_id}")
     return created
@@ -64,32 +69,52 @@ def ask_approval(writer: Writer, release: Release) -> Release:
         _digests(release),
         state=ReleaseState.AWAITING_APPROVAL,
         asked_at=writer.now,
-        approval=None,
+        approvals=(),
     )
 
 
 def approve(
-    writer: Writer, release: Release, who: str, note: str, seen_digest: str | None
+    writer: Writer,
+    release: Release,
+    who: str,
+    note: str,
+    seen_digest: str | None,
+    self_declared: bool = True,
 ) -> Release:
     """Keep who agreed to which candidate and verdict; the release starts when it is advanced.
 
-    The first answer counts: the same person again changes nothing. Raises RefusedError when the
-    release does not await approval, or `seen_digest` is neither its candidate's nor verdict's.
+    The first answer of a person counts: the same again changes nothing. Raises RefusedError when
+    the release does not await approval, this person may not give it, or `seen_digest` is neither
+    its candidate's nor its verdict's.
     """
-    if release.approval is not None and release.approval.who == who:
+    if any(_same_person(one.who, who) for one in release.approvals):
         return release
-    if release.state is not ReleaseState.AWAITING_APPROVAL or release.approval is not None:
+    if release.state is not ReleaseState.AWAITING_APPROVAL or release.approved:
         raise RefusedError(f"release {release.release_id} is {_state(release)}, not to be approved")
+    if release.plan.needs_approvers and self_declared:
+        raise RefusedError(
+            f"release {release.release_id} needs approvers whose names are proven by a code: "
+            "`serin approver add NAME`"
+        )
+    if release.plan.needs_approvers and _same_person(release.requested_by, who):
+        raise RefusedError(
+            f"release {release.release_id} was asked for by {who}: another person must approve it"
+        )
     digests = _digests(release)
     if seen_digest is not None and seen_digest not in digests.values():
         raise RefusedError(
             f"release {release.release_id} changed since it was shown; look at its evidence again"
         )
-    approval = Approval(who, writer.now, note, **digests)
-    return writer.change(release, "approved", msgspec.to_builtins(approval), approval=approval)
+    approval = Approval(who, writer.now, note, **digests, self_declared=self_declared)
+    approvals = (*release.approvals, approval)
+    required = release.plan.approvals_required
+    body = {**msgspec.to_builtins(approval), "approvals": len(approvals), "required": required}
+    return writer.change(release, "approved", body, approvals=approvals)
 
 
-def reject(writer: Writer, release: Release, who: str, note: str) -> Release:
+def reject(
+    writer: Writer, release: Release, who: str, note: str, self_declared: bool = True
+) -> Release:
     """End a release that has not started. Raises RefusedError when it has."""
     if release.state is ReleaseState.REJECTED:
         return release
@@ -98,7 +123,7 @@ def reject(writer: Writer, release: Release, who: str, note: str) -> Release:
             f"release {release.release_id} is {release.state}; a running one can be rolled back"
         )
     reason = f"rejected by {who}" + (f": {note}" if note else "")
-    body = {"who": who, "note": note, **_digests(release)}
+    body = {"who": who, "note": note, **_digests(release), "self_declared": self_declared}
     return _end(writer, release, ReleaseState.REJECTED, "rejected", reason, body)
 
 
@@ -113,8 +138,8 @@ def _judged_again(writer: Writer, release: Release, candidate: Candidate) -> Rel
     body = {"from": _digests(release), "candidate": msgspec.to_builtins(candidate)}
     changes: dict[str, Any] = {"candidate": candidate}
     if release.state is ReleaseState.AWAITING_APPROVAL:
-        changes |= {"approval": None, "asked_at": writer.now}
-        body["approval_void"] = release.approval is not None
+        changes |= {"approvals": (), "asked_at": writer.now}
+        body["approval_void"] = bool(release.approvals)
     return writer.change(release, "judged_again", body, **changes)
 
 
@@ -148,6 +173,10 @@ def _digests(release: Release) -> dict[str, str]:
 
 
 def _state(release: Release) -> str:
-    if release.approval is not None:
-        return f"approved by {release.approval.who}"
+    if release.approved and release.state is ReleaseState.AWAITING_APPROVAL:
+        return "approved by " + ", ".join(one.who for one in release.approvals)
     return str(release.state)
+
+
+def _same_person(one: str, other: str) -> bool:
+    return one.strip().casefold() == other.strip().casefold()

@@ -66,13 +66,14 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """Who agreed to exactly what."""
+    """Who agreed to exactly what. `self_declared`: nobody checked that it was this person."""
 
     who: str
     time: str
     note: str
     candidate_digest: str
     verdict_digest: str
+    self_declared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Release:
     pending: Pending | None = None
     expected: Expected | None = None
     fence_version: str = ""
-    approval: Approval | None = None
+    approvals: tuple[Approval, ...] = ()
     asked_at: str | None = None
     started_at: str | None = None
     patched_at: str | None = None
@@ -125,6 +126,11 @@ class Release:
     def final(self) -> bool:
         """Whether nothing can change any more."""
         return self.state in FINAL_STATES
+
+    @property
+    def approved(self) -> bool:
+        """Whether as many people agreed as the plan asks for."""
+        return len(self.approvals) >= self.plan.approvals_required
 
     @property
     def candidate_digest(self) -> str:
@@ -150,6 +156,8 @@ def encode_release(release: Release) -> str:
 def decode_release(text: str, **columns: Any) -> Release:
     """Read a release back; `columns` are the values that the database holds beside the text."""
     content = msgspec.json.decode(text)
+    if (single := content.pop("approval", None)) is not None:
+        content["approvals"] = [single]  # written when one approval was all there could be
     return msgspec.convert({**content, **columns}, Release, dec_hook=_decode_plan)
 
 

@@ -186,11 +186,11 @@ def percent_leads_to(goal: ServiceState, facts: ServiceFacts) -> bool:
 
 
 def _awaiting(release: Release, now: float, plan: ReleasePlan) -> Action:
-    if release.approval is not None:
-        bound = (release.approval.candidate_digest, release.approval.verdict_digest)
-        if bound != (release.candidate_digest, release.candidate.verdict_digest):
-            return AskApproval()
-        if _over(release.approval.time, now, plan.approval_timeout_seconds):
+    bound = (release.candidate_digest, release.candidate.verdict_digest)
+    if any(bound != (one.candidate_digest, one.verdict_digest) for one in release.approvals):
+        return AskApproval()
+    if len(release.approvals) >= plan.approvals_required:
+        if _over(release.approvals[-1].time, now, plan.approval_timeout_seconds):
             return Reject("approved, but nobody started it in time")
         return Begin()
     if _over(release.asked_at, now, plan.approval_timeout_seconds):

@@ -86,7 +86,7 @@ def settle_left(release_id: str) -> None:
 
 def _startable(conductor: Conductor, active: Release | None, service: str) -> str | None:
     if active is not None:
-        approved = active.state is ReleaseState.AWAITING_APPROVAL and active.approval
+        approved = active.state is ReleaseState.AWAITING_APPROVAL and active.approved
         return active.release_id if approved else None
     waiting = conductor.next_waiting(service)
     return waiting.release_id if waiting else None

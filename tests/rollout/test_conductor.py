@@ -210,7 +210,7 @@ def test_an_approval_holds_the_release_until_it_is_given(
         conductor.approve(asked.release_id, "ann", seen_digest="0" * 64)
     approved = conductor.approve(asked.release_id, "ann", "fine", seen_digest="verdict")
     again = conductor.approve(asked.release_id, "ann", "fine")
-    assert again.approval == approved.approval
+    assert again.approvals == approved.approvals
     with pytest.raises(RefusedError, match="approved by ann"):
         conductor.approve(asked.release_id, "bob")
     event = ledger.events(release_id=asked.release_id)[-1]
@@ -227,7 +227,7 @@ def test_a_new_verdict_voids_an_approval(conductor: Conductor, ledger: Ledger) -
     conductor.propose(candidate("2", "1", verdict="another"), plan(approval="required"))
     release = conductor.advance(asked.release_id)
     assert release.state is ReleaseState.AWAITING_APPROVAL
-    assert release.approval is None
+    assert release.approvals == ()
     assert ledger.events(release_id=asked.release_id)[-1].body["approval_void"] is True
 
 

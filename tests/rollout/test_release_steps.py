@@ -301,11 +301,11 @@ def test_a_release_waits_for_its_approval_and_not_for_ever() -> None:
     assert next_action(awaiting, ABSENT, None, NOW, asks) == Wait("awaits approval")
     late = replace(awaiting, asked_at=ago(60))
     assert next_action(late, ABSENT, None, NOW, asks) == Reject("no approval within 60 s")
-    approved = replace(late, approval=approval(late, 1))
+    approved = replace(late, approvals=(approval(late, 1),))
     assert next_action(approved, ABSENT, None, NOW, asks) == Begin()
-    unused = replace(late, approval=approval(late, 61))
+    unused = replace(late, approvals=(approval(late, 61),))
     assert isinstance(next_action(unused, ABSENT, None, NOW, asks), Reject)
-    void = replace(late, approval=approval(late, 1, verdict="another"))
+    void = replace(late, approvals=(approval(late, 1, verdict="another"),))
     assert next_action(void, ABSENT, None, NOW, asks) == AskApproval()
 
 
