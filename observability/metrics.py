@@ -10,11 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from core.contracts import LATENCY_BUCKETS_SECONDS, ArmCounters, CounterSample
+from core.contracts import (
+    LATENCY_BUCKET_COUNT,
+    LATENCY_BUCKETS_SECONDS,
+    ArmCounters,
+    ArmOutcomes,
+    CounterSample,
+    Stratum,
+)
 from core.counters import ArmIncrease, histogram_quantile, increase
 from core.errors import UnavailableError
 
 PREFIX = "serin_gateway_"
+SETTLED = PREFIX + "settled_"
+SCORE_MAX = 100
 SCRAPE_BYTES_MAX = 64 << 20
 Labels = Mapping[str, str]
 
@@ -46,7 +55,8 @@ def scrape(url: str, service: str, timeout_seconds: float = 5.0) -> CounterSampl
     """Read the counters of one service from the gateway at `url` (http://host:port).
 
     The arms are those of the routes in force: after a promotion the new revision is stable, and
-    its counters as the stable arm start at 0. Raises UnavailableError when the gateway does not
+    its counters as the stable arm start at 0, and so do the strata of another pair of revisions.
+    Raises UnavailableError when the gateway does not
     answer in time, or answers something else.
     """
     text = _fetch(url, timeout_seconds)
@@ -58,9 +68,12 @@ def parse_sample(text: str, service: str, time_seconds: float) -> CounterSample:
 
     A service that the gateway has no routes for gives a sample without arms.
     """
-    share, arms = 0.0, {}
+    share, process, arms = 0.0, "", {}
+    settled: dict[tuple[str, str], _Settled] = {}
     counts: dict[tuple[str, str], _Counts] = {}
     for name, labels, value in _series(text):
+        if name == PREFIX + "process":
+            process = labels.get("process", "")
         if labels.get("service") != service:
             continue
         key = labels.get("arm", ""), labels.get("revision", "")
@@ -68,13 +81,19 @@ def parse_sample(text: str, service: str, time_seconds: float) -> CounterSample:
             share = value
         elif name == PREFIX + "arm":
             arms[key[0]] = key[1]
+        elif name.startswith(SETTLED):
+            pair = labels.get("canary", ""), labels.get("stable", "")
+            settled.setdefault(pair, _Settled()).add(name, labels, value)
         else:
             counts.setdefault(key, _Counts()).add(name, labels, value)
     found = {
         arm: counts.get((arm, revision), _Counts()).counters(revision)
         for arm, revision in arms.items()
     }
-    return CounterSample(time_seconds, share, found.get("stable"), found.get("canary"))
+    strata = settled.get((arms.get("canary", ""), arms.get("stable", "")), _Settled()).strata()
+    return CounterSample(
+        time_seconds, share, found.get("stable"), found.get("canary"), process, strata
+    )
 
 
 def quantile(buckets_increase: Sequence[float], q: float) -> float:
@@ -154,6 +173,47 @@ class _Counts:
                 int(self.buckets.get(edge, 0.0)) for edge in LATENCY_BUCKETS_SECONDS
             ),
         )
+
+
+class _Settled:
+    """Settled outcomes of one comparison while an exposition is read, in order of appearance."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts: dict[float, dict[str, dict[str, dict[int, int]]]] = {}
+
+    def add(self, name: str, labels: Labels, value: float) -> None:
+        """Note one sample; raises UnavailableError for one that this program cannot place."""
+        kind = name.removeprefix(SETTLED).removesuffix("_total")
+        number = {"latency": "bucket", "scores": "score"}.get(kind, "")
+        try:
+            share = float(labels["share"])
+            index = int(labels[number]) if number else 0
+        except (KeyError, ValueError) as error:
+            raise UnavailableError(f"{name} has labels that cannot be read: {error}") from error
+        limit = {"latency": LATENCY_BUCKET_COUNT, "scores": SCORE_MAX}.get(kind, 0)
+        if not 0 <= index <= limit or not 0 < share < 1 or value < 0:
+            raise UnavailableError(
+                f"{name} counts at share {share}, index {index}, which cannot be; "
+                "restart the gateway with the same version of Serin"
+            )
+        arm = self._counts.setdefault(share, {}).setdefault(labels.get("arm", ""), {})
+        arm.setdefault(kind, {})[index] = int(value)
+
+    def strata(self) -> tuple[Stratum, ...]:
+        return tuple(
+            Stratum(share, _outcomes(arms.get("stable", {})), _outcomes(arms.get("canary", {})))
+            for share, arms in self._counts.items()
+        )
+
+
+def _outcomes(counts: Mapping[str, dict[int, int]]) -> ArmOutcomes:
+    requests, errors, blocks = (
+        counts.get(kind, {}).get(0, 0) for kind in ("requests", "errors", "blocks")
+    )
+    latencies, scores = counts.get("latency", {}), counts.get("scores", {})
+    return ArmOutcomes(requests, errors, blocks, latencies, scores)
 
 
 def _fetch(url: str, timeout_seconds: float) -> str:

@@ -28,12 +28,15 @@ class Choice:
 
 
 class AnswerForm:
-    """Writes one request's answer: chat or text, whole or as events."""
+    """Writes one request's answer: chat or text, whole or as events.
 
-    def __init__(self, model: str, chat: bool) -> None:
+    `response_id` is what the gateway calls the answer; without one it gets an id of its own.
+    """
+
+    def __init__(self, model: str, chat: bool, response_id: str = "") -> None:
         self._chat = chat
         self._head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}",
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{response_id or uuid4().hex}",
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": model,

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 DEADLINE_HEADER = "x-serin-deadline-seconds"
+RESPONSE_ID_HEADER = "x-serin-response-id"
+RESPONSE_ID = re.compile(r"[A-Za-z0-9_-]{16,512}")
 Parse = Callable[[bytes, tuple[str, ...], PredictorConfig], Job]
 
 
@@ -103,7 +106,7 @@ class PredictorApi:
             body = await read_body(request, self._config.body_bytes_max)
             job = parse(body, self._identity.names, self._config)
             prepared = await self._answering.prepare(job, ending.arrived_seconds, deadline_seconds)
-            form = AnswerForm(self._identity.served_as, job.chat)
+            form = AnswerForm(self._identity.served_as, job.chat, _response_id(request))
             if job.stream:
                 return await self._stream(request, prepared, form, ending)
             answer = await unless_gone(request.receive, self._whole(prepared, form))
@@ -169,6 +172,12 @@ class PredictorApi:
                 f"{DEADLINE_HEADER} must be a number of seconds above 0.", param=DEADLINE_HEADER
             )
         return min(seconds, self._config.deadline_seconds)
+
+
+def _response_id(request: Request) -> str:
+    """The id that the gateway gave this answer; empty without one, or for one that it cannot be."""
+    text = request.headers.get(RESPONSE_ID_HEADER, "")
+    return text if RESPONSE_ID.fullmatch(text) else ""
 
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes:

@@ -27,21 +27,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         config = read_config(options.config)
+        gateway = Gateway(config, options.home)
         listener = _inherited(options.fd) if options.fd is not None else _bound(options.port)
     except SerinError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
     if options.port_file is not None:
         _write_port(options.port_file, listener.getsockname()[1])
-    serve(config, options.home, listener)
+    serve(gateway, config, listener)
     return 0
 
 
-def serve(config: GatewayConfig, home: Path, listener: socket.socket) -> None:
+def serve(gateway: Gateway, config: GatewayConfig, listener: socket.socket) -> None:
     """Serve on a listening socket until SIGTERM or SIGINT, then finish what runs and return."""
     server = uvicorn.Server(
         uvicorn.Config(
-            Gateway(config, home),
+            gateway,
             http=connection_class(config),
             ws="none",
             loop="uvloop",

@@ -12,20 +12,31 @@ from typing import Any
 import msgspec
 from multidict import CIMultiDict
 
-from serving.gateway.balancer import Balancer, Service
+from serving.gateway.balancer import Arm, Balancer, Service
 from serving.gateway.config import GatewayConfig
 from serving.gateway.connection import EXTENSION
+from serving.gateway.evaluators import Evaluators
+from serving.gateway.feedback import FEEDBACK_BYTES_MAX, Feedback
 from serving.gateway.health import Health
 from serving.gateway.limits import Admission, Body, Budget, Full
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.proxy import DEADLINE_HEADER, Job, Proxy
 from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
+from serving.gateway.response_ids import (
+    RESPONSE_ID_HEADER,
+    Mark,
+    ResponseIds,
+    make_nonce,
+    read_key,
+)
 from serving.gateway.routes import Routes, RoutesFile
+from serving.gateway.settlement import Draw, Settlement
 from serving.gateway.upstream import Upstream
 
 PREFIX = "/openai/v1/"
 GENERATING = frozenset((PREFIX + "chat/completions", PREFIX + "completions"))
 MODELS = PREFIX + "models"
+FEEDBACK = frozenset(("/v1/feedback", PREFIX + "feedback"))
 REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 CONVERSATION_BYTES_MAX = 256
 NOT_PASSED = frozenset(
@@ -33,7 +44,7 @@ NOT_PASSED = frozenset(
         b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
         b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision",
-        DEADLINE_HEADER.encode(),
+        DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
     )
 )  # fmt: skip
 CLOSING: tuple[Header, ...] = ((b"connection", b"close"),)
@@ -50,15 +61,27 @@ class Addressed(msgspec.Struct):
 
 
 class Gateway:
-    """One gateway process: wires routes, balancer, health, proxy and counters; is the ASGI app."""
+    """One gateway process: wires routes, balancer, health, proxy and counters; is the ASGI app.
+
+    Raises ConfigurationError when the key of the answers' ids can be neither read nor made.
+    """
 
     def __init__(self, config: GatewayConfig, home: Path) -> None:
         self._config = config
         self.balancer = Balancer(config.conversation_key, config.seed)
         self.metrics = Metrics(config.series_max, config.series_keep_seconds)
+        self.settlement = Settlement(
+            config.series_max,
+            config.series_keep_seconds,
+            config.settling_max,
+            config.conversations_max,
+        )
+        ids = ResponseIds(read_key(home / "control" / "response.key"))
+        evaluators = Evaluators(home / "feedback.yaml")
+        self._feedback = Feedback(ids, self.settlement, evaluators, config.scored_max)
         self._upstream = Upstream(config)
         self.health = Health(config, self.balancer, self._upstream.ready)
-        self._proxy = Proxy(config, self.balancer, self.health, self._upstream)
+        self._proxy = Proxy(config, self.balancer, self.health, self._upstream, ids)
         self._admission = Admission(
             config.concurrency_max, config.waiting_max, config.waiting_seconds_max
         )
@@ -69,6 +92,7 @@ class Gateway:
     def _apply(self, routes: Routes) -> None:
         self.balancer.apply(routes)
         self.metrics.apply(routes.generation, self.balancer.services.values())
+        self.settlement.apply(self.balancer.services.values())
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: the process's lifespan or one request."""
@@ -97,7 +121,9 @@ class Gateway:
         abort = scope["extensions"][EXTENSION]["abort"]
         reply = Reply(send, abort, [(b"x-request-id", request_id)])
         has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-        body = Body(self._bodies, self._config.body_bytes_max)
+        scores = scope["path"] in FEEDBACK
+        size = self._config.body_bytes_max
+        body = Body(self._bodies, min(size, FEEDBACK_BYTES_MAX) if scores else size)
         try:
             if scope["path"] in GENERATING:
                 _require(scope, "POST")
@@ -106,6 +132,8 @@ class Gateway:
                     await self._read(headers, receive, body)
                 if not body.cut:
                     await self._watched(scope, body.content, deadline, receive, reply)
+            elif scores:
+                await self._score(scope, headers, has_body, receive, body, reply)
             else:
                 answer = self._local(scope)
                 reply.common += CLOSING if has_body else ()
@@ -130,6 +158,28 @@ class Gateway:
             text = f"the request's body took longer than {self._config.body_seconds_max:g} s"
             raise Refusal(408, text, "body_too_slow") from None
 
+    async def _score(
+        self,
+        scope: Message,
+        headers: dict[bytes, bytes],
+        has_body: bool,
+        receive: Receive,
+        body: Body,
+        reply: Reply,
+    ) -> None:
+        """Take an evaluator's score; who is none has no body read. Raises Refusal."""
+        _require(scope, "POST")
+        self._feedback.authenticate(headers)
+        try:
+            async with asyncio.timeout(self._deadline_seconds(headers)):
+                if has_body:
+                    await self._read(headers, receive, body)
+        except TimeoutError:
+            raise Refusal(504, "the deadline has passed", "deadline_passed") from None
+        if not body.cut:
+            _, head, content = _json(self._feedback.take(body.content))
+            await reply.whole(202, head, content)
+
     def _local(self, scope: Message) -> tuple[int, list[Header], bytes]:
         """Answer what concerns the gateway itself."""
         path = scope["path"]
@@ -138,7 +188,9 @@ class Gateway:
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
         if path == "/metrics":
-            text = self.metrics.exposition(self.health.ejections, self._admission.waiting)
+            text = self.metrics.exposition(
+                self.health.ejections, self._admission.waiting, self.settlement.lines()
+            )
             return 200, [(b"content-type", CONTENT_TYPE)], text
         if path == "/healthz":
             return _json({"status": "ok", "generation": self.balancer.routes.generation})
@@ -206,10 +258,29 @@ class Gateway:
         passed["x-request-id"] = reply.common[0][1].decode("ascii")
         passed["accept-encoding"] = "identity"  # answers must be readable here and cheap
         arm = self.balancer.draw(service, conversation)
+        draw = self.settlement.draw(service, arm, conversation)
         reply.common.append((b"x-serin-arm", arm.name.encode()))
         series = self.metrics.series(service.name, arm)
-        job = Job(service.name, arm, series, scope["path"], passed, body, deadline)
+        mark = self._mark(service, arm, draw)
+        job = Job(service.name, arm, series, draw, mark, scope["path"], passed, body, deadline)
         await self._proxy.answer(job, reply)
+
+    def _mark(self, service: Service, arm: Arm, draw: Draw | None) -> Mark:
+        """What the id of the drawn arm's answer says."""
+        running = self.settlement.running(service.name)
+        (_, canary, stable), share = running or (("", "", ""), 0.0)
+        return Mark(
+            nonce=make_nonce(),
+            process=self.settlement.process,
+            service=service.name,
+            arm=arm.name,
+            revision=arm.revision,
+            model_version=arm.model_version,
+            stable=stable,
+            canary=canary,
+            share=share,
+            observed=draw is not None,
+        )
 
     def _service(self, model: str) -> Service:
         service = self.balancer.services.get(model)

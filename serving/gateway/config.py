@@ -91,6 +91,24 @@ class GatewayConfig(BaseModel):
     series_keep_seconds: float = Field(
         default=3600.0, ge=0, description="time that the counters of such a revision are kept"
     )
+    settling_max: int = Field(
+        default=200_000,
+        ge=1,
+        description="draws of a service that may wait to be settled in order; while there are so "
+        "many (a rate times the deadline), further draws are no observations",
+    )
+    conversations_max: int = Field(
+        default=200_000,
+        ge=0,
+        description="conversations remembered per comparison, so that each is observed once; "
+        "further ones are no observations",
+    )
+    scored_max: int = Field(
+        default=200_000,
+        ge=1,
+        description="scored answers remembered per comparison, so that each counts once "
+        "(503 above)",
+    )
     conversation_key: str = Field(
         default="serin",
         description="key of the hash that sends a conversation to an arm; a secret keeps "

@@ -11,6 +11,7 @@ from typing import Literal
 
 from core.contracts import LATENCY_BUCKETS_SECONDS
 from serving.gateway.balancer import Arm, Service
+from serving.gateway.exposition import family, labels
 
 Outcome = Literal["ok", "error", "client_error", "cancelled"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "client_error", "cancelled")
@@ -109,36 +110,39 @@ class Metrics:
         """Count one request that was refused before the draw."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def exposition(self, ejections: dict[str, int], waiting: int) -> bytes:
-        """Return everything in Prometheus' text format."""
+    def exposition(
+        self, ejections: dict[str, int], waiting: int, settled: Iterable[str] = ()
+    ) -> bytes:
+        """Return everything in Prometheus' text format; `settled` are a settlement's lines."""
         lines = [
             *self._arm_lines(),
             *self._histogram_lines(),
-            *_family(
+            *settled,
+            *family(
                 "serin_gateway_refused_total",
                 "counter",
                 "Requests refused before the draw.",
-                ((_labels(reason=reason), count) for reason, count in self.refused.items()),
+                ((labels(reason=reason), count) for reason, count in self.refused.items()),
             ),
-            *_family(
+            *family(
                 "serin_gateway_ejections_total",
                 "counter",
                 "Endpoints that were given a rest.",
-                ((_labels(reason=reason), count) for reason, count in ejections.items()),
+                ((labels(reason=reason), count) for reason, count in ejections.items()),
             ),
-            *_family(
+            *family(
                 "serin_gateway_waiting",
                 "gauge",
                 "Requests that wait for a place.",
                 [("", waiting)],
             ),
-            *_family(
+            *family(
                 "serin_gateway_routes_generation",
                 "gauge",
                 "Generation of the routes in force.",
                 [("", self.generation)],
             ),
-            *_family(
+            *family(
                 "process_start_time_seconds",
                 "gauge",
                 "Start of the process since the epoch.",
@@ -149,25 +153,25 @@ class Metrics:
 
     def _arm_lines(self) -> Iterator[str]:
         all_series = list(self._series.values())
-        yield from _family(
+        yield from family(
             "serin_gateway_declared_share",
             "gauge",
             "Share of requests drawn for the canary, 0 to 1.",
-            ((_labels(service=name), share) for name, share in self._shares.items()),
+            ((labels(service=name), share) for name, share in self._shares.items()),
         )
-        yield from _family(
+        yield from family(
             "serin_gateway_arm",
             "gauge",
             "1 for each arm of the routes in force.",
             ((_names(self.series(name, arm)), 1) for name, arm in self._current),
         )
-        yield from _family(
+        yield from family(
             "serin_gateway_draws_total",
             "counter",
             "Requests drawn for the arm.",
             ((_names(series), series.draws) for series in all_series),
         )
-        yield from _family(
+        yield from family(
             "serin_gateway_requests_total",
             "counter",
             "Requests drawn for the arm by their outcome, whoever answered them.",
@@ -177,7 +181,7 @@ class Metrics:
                 for outcome in OUTCOMES
             ),
         )
-        yield from _family(
+        yield from family(
             "serin_gateway_retries_total",
             "counter",
             "Requests drawn for the arm that another endpoint had to answer.",
@@ -187,7 +191,7 @@ class Metrics:
                 for reason, count in series.retries.items()
             ),
         )
-        yield from _family(
+        yield from family(
             "serin_gateway_in_flight",
             "gauge",
             "Requests drawn for the arm that have no outcome yet.",
@@ -199,29 +203,14 @@ class Metrics:
         yield f"# HELP {name} Time from the draw to the end of the answer."
         yield f"# TYPE {name} histogram"
         for series in self._series.values():
-            labels = _names(series)[1:-1]
+            names = _names(series)[1:-1]
             counts = list(accumulate(series.buckets))
             for edge, count in zip((*EDGES, "+Inf"), counts, strict=True):
-                yield f'{name}_bucket{{{labels},le="{edge}"}} {count}'
-            yield f"{name}_sum{{{labels}}} {series.seconds!r}"
-            yield f"{name}_count{{{labels}}} {counts[-1]}"
-
-
-def _family(name: str, kind: str, text: str, values: Iterable[tuple[str, float]]) -> Iterator[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} {kind}"
-    for labels, value in values:
-        yield f"{name}{labels} {value!r}"
+                yield f'{name}_bucket{{{names},le="{edge}"}} {count}'
+            yield f"{name}_sum{{{names}}} {series.seconds!r}"
+            yield f"{name}_count{{{names}}} {counts[-1]}"
 
 
 def _names(series: Series, **more: str) -> str:
     service, arm, revision, version = series.name
-    return _labels(service=service, arm=arm, revision=revision, model_version=version, **more)
-
-
-def _labels(**labels: str) -> str:
-    return "{" + ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items()) + "}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    return labels(service=service, arm=arm, revision=revision, model_version=version, **more)

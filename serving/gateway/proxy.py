@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import aiohttp
+import msgspec
 from multidict import CIMultiDict
 
 from serving.gateway.balancer import Arm, Balancer, Endpoint
@@ -14,37 +15,62 @@ from serving.gateway.health import Health
 from serving.gateway.metrics import Outcome, Series
 from serving.gateway.relay import answer_headers, read_start, relay
 from serving.gateway.reply import Refusal, Reply
+from serving.gateway.response_ids import PREFIXES, RESPONSE_ID_HEADER, Mark, ResponseIds
+from serving.gateway.settlement import UNANSWERED_SECONDS, Draw
 from serving.gateway.upstream import READING, AttemptFailed, Upstream
 
 DEADLINE_HEADER = "x-serin-deadline-seconds"
 REVISION_HEADER = "x-serin-revision"
+BLOCKED_HEADER = "x-serin-blocked"
+"""An answer that safety rules held back says so with this header (any value but 0)."""
 
 
 @dataclass(slots=True)
 class Job:
-    """One request that has been drawn. `deadline` is in loop time."""
+    """One request that has been drawn. `deadline` is in loop time.
+
+    `draw` is None for a request that is no observation; `mark` is what its id says of the drawn
+    arm's answer.
+    """
 
     service: str
     arm: Arm
     series: Series
+    draw: Draw | None
+    mark: Mark
     path: str
     headers: CIMultiDict[str]
     body: bytes
     deadline: float
     failed: bool = False
     """The drawn arm failed it: an error of that arm, even if another endpoint answers."""
+    blocked: bool = False
+    """The answer was held back by safety rules."""
+    named: str = ""
+    """The revision that the answer's id names now."""
+
+    def settle(self, outcome: Outcome, seconds: float) -> None:
+        """Give the observation its outcome; only the first call counts."""
+        if self.draw is not None:
+            self.draw.finish(self.failed or outcome == "error", self.blocked, seconds)
 
 
 class Proxy:
     """Sends requests to endpoints until one answers or nothing safe is left to try."""
 
     def __init__(
-        self, config: GatewayConfig, balancer: Balancer, health: Health, upstream: Upstream
+        self,
+        config: GatewayConfig,
+        balancer: Balancer,
+        health: Health,
+        upstream: Upstream,
+        ids: ResponseIds,
     ) -> None:
         self._config = config
         self._balancer = balancer
         self._health = health
         self._upstream = upstream
+        self._ids = ids
 
     async def answer(self, job: Job, reply: Reply) -> None:
         """Answer the client and count the outcome for the drawn arm, exactly once."""
@@ -52,9 +78,11 @@ class Proxy:
         started = time.monotonic()  # the loop's own clock counts whole milliseconds
         outcome: Outcome = "error"
         try:
+            self._name(job, reply, job.arm)
             async with asyncio.timeout_at(job.deadline):
                 outcome = await self._answer(job, reply)
         except TimeoutError:
+            job.settle("error", UNANSWERED_SECONDS)  # others in the line need not wait for the 504
             await reply.refuse(Refusal(504, "the deadline has passed", "deadline_passed"))
         except Refusal as refusal:
             await reply.refuse(refusal)
@@ -62,7 +90,31 @@ class Proxy:
             outcome = "cancelled" if reply.gone else "error"
             raise
         finally:
-            job.series.finish("error" if job.failed else outcome, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            job.settle(outcome, seconds)
+            job.series.finish("error" if job.failed else outcome, seconds)
+
+    def _name(self, job: Job, reply: Reply, arm: Arm) -> None:
+        """Let the answer's id name the revision that is asked for it.
+
+        An answer of the other arm is no observation of the drawn one's quality: its score must
+        not hide that the drawn arm gave none.
+        """
+        if job.named == arm.revision:
+            return
+        job.named = arm.revision
+        mark = job.mark
+        if arm.revision != mark.revision:
+            mark = msgspec.structs.replace(
+                mark,
+                arm=arm.name,
+                revision=arm.revision,
+                model_version=arm.model_version,
+                observed=False,
+            )
+        name = job.headers[RESPONSE_ID_HEADER] = self._ids.sign(mark)
+        prefix = PREFIXES["chat/" not in job.path]
+        reply.set_header(RESPONSE_ID_HEADER.encode(), f"{prefix}{name}".encode())
 
     async def _answer(self, job: Job, reply: Reply) -> Outcome:
         """Try endpoints; a request that may have begun somewhere is sent `sends_max` times."""
@@ -74,6 +126,7 @@ class Proxy:
             if arm.revision != job.arm.revision and not job.failed:
                 job.failed = True
                 job.series.retry("diverted")
+            self._name(job, reply, arm)
             try:
                 return await self._attempt(job, reply, arm, endpoint, sends + 1)
             except AttemptFailed as failure:
@@ -127,6 +180,7 @@ class Proxy:
                         start, whole = await read_start(answer, self._config.buffer_bytes_max)
                     finally:
                         del endpoint.waiting[limit]
+            job.blocked = answer.headers.get(BLOCKED_HEADER, "0") != "0"
             if whole:
                 await reply.whole(answer.status, answer_headers(answer), start)
             else:

@@ -60,6 +60,11 @@ class Reply:
         self.gone = False
         """The client has closed its connection."""
 
+    def set_header(self, name: bytes, value: bytes) -> None:
+        """Send this header with every answer, once, whatever was set before."""
+        self.common = [header for header in self.common if header[0] != name]
+        self.common.append((name, value))
+
     async def start(self, status: int, headers: list[Header]) -> None:
         """Send status and headers."""
         self.started = True
