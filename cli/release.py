@@ -1,4 +1,4 @@
-"""`serin history`, `approve`, `reject`, `rollback`: what people see and do about releases.
+"""`serin rollback`: an operator takes traffic back; opens ledger and conductor for commands.
 
 Everything is done by the conductor and written to the ledger; nothing here touches traffic.
 """
@@ -6,79 +6,89 @@ Everything is done by the conductor and written to the ledger; nothing here touc
 import getpass
 import os
 import socket
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote, urlsplit
 
-import msgspec
 import typer
 
 from cli.overview import release_view
 from cli.stack import sqlite_path
-from core.contracts import ReleaseState
-from core.errors import NotFoundError, RefusedError
+from core.contracts import Candidate, ReleaseState
+from core.errors import NotFoundError, RefusedError, UnavailableError
 from core.settings import Settings
 
 if TYPE_CHECKING:
     from rollout.conductor import Conductor
-    from rollout.events import Event
     from rollout.ledger import Ledger
     from rollout.release import Release
-
-ReleaseArgument = Annotated[str, typer.Argument(help="id of the release, see `serin status`")]
-NameOption = Annotated[str, typer.Option("--as", help="your name, as the ledger records it")]
-NoteOption = Annotated[str, typer.Option(help="kept in the ledger with the decision")]
-
-
-def history(
-    json_output: Annotated[bool, typer.Option("--json", help="print one JSON list")] = False,
-    release: Annotated[str | None, typer.Option(help="only this release's events")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="at most so many, the newest")] = 50,
-    verify: Annotated[bool, typer.Option(help="check the whole chain of events first")] = False,
-) -> None:
-    """List the ledger's events, oldest first."""
-    ledger = open_ledger(Settings.read())
-    problems = ledger.verify() if verify and ledger else []
-    events = ledger.last_events(limit, release) if ledger else []
-    if release is not None and not events:
-        raise NotFoundError(f"there is no release {release}; `serin status` lists the last ones")
-    if json_output:
-        shown = [msgspec.to_builtins(event) for event in events]
-        typer.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
-    else:
-        _print_events(events)
-    for problem in problems:
-        typer.echo(f"ledger: {problem}", err=True)
-    if problems:
-        raise typer.Exit(1)
-    if verify:
-        typer.echo("the chain of events is whole", err=True)
-
-
-def approve(release: ReleaseArgument, name: NameOption, note: NoteOption = "") -> None:
-    """Approve a release that waits for it; the approval binds to its candidate and verdict."""
-    _announce(open_conductor(Settings.read()).approve(release, _name(name), note))
-
-
-def reject(release: ReleaseArgument, name: NameOption, note: NoteOption = "") -> None:
-    """Reject a release that waits for approval."""
-    _announce(open_conductor(Settings.read()).reject(release, _name(name), note))
 
 
 def rollback(
     reason: Annotated[str, typer.Option(help="kept in the ledger")] = "asked for by an operator",
     to: Annotated[
-        str | None, typer.Option(help="version to return to (default: the one before)")
+        str | None, typer.Option(help="an earlier version, through a canary unless --now")
     ] = None,
+    now: Annotated[bool, typer.Option("--now", help="all traffic at once, no canary")] = False,
     name: Annotated[str | None, typer.Option("--as", help="your name (default: login)")] = None,
 ) -> None:
-    """Take traffic back: from the running canary, else from stable to the version before."""
+    """Take traffic back at once: from the running canary, else from stable to the version before.
+
+    With --to the earlier version is released like any candidate, through a judged canary; with
+    --to and --now it gets all traffic as soon as it is loaded.
+    """
     settings = Settings.read()
     who = _name(name or getpass.getuser())
     conductor = open_conductor(settings)
+    if to is not None:
+        require_bundle(conductor.earlier_version(settings.service, to))
+    if to is not None and not now:
+        proposed = conductor.propose_earlier(settings.service, who, reason, to)
+        _announce(proposed)
+        typer.echo(_start_release(settings, conductor, proposed))
+        return
     ended = conductor.roll_back_service(settings.service, who, reason, to)
     _announce(ended)
+    if to is not None and ended.final and ended.kind != "rollback":
+        stable = conductor.ledger.stable(settings.service, settings.namespace)
+        if stable is None or stable.candidate.model_version != to:  # only a canary was in the way
+            ended = conductor.roll_back_service(settings.service, who, reason, to)
+            _announce(ended)
     if ended.state is not ReleaseState.ROLLED_BACK:
         raise typer.Exit(1)
+
+
+def require_bundle(candidate: Candidate) -> None:
+    """Raise NotFoundError when a version's bundle lay on this machine and is gone."""
+    address = urlsplit(candidate.bundle_uri)
+    if address.scheme == "file" and not Path(unquote(address.path)).is_dir():
+        raise NotFoundError(
+            f"the bundle of version {candidate.model_version} is gone from {address.path}: "
+            "restore it from a backup, or release the version anew"
+        )
+
+
+def _start_release(settings: Settings, conductor: "Conductor", release: "Release") -> str:
+    """Start the release flow as the watch does, once for both; say who carries it out."""
+    waiting = conductor.next_waiting(settings.service)
+    if waiting is None or waiting.release_id != release.release_id:
+        return "another release is active; the watch starts this one when that has ended"
+    later = "the watch starts its canary within a minute of Prefect's return"
+    if not settings.prefect_url:
+        return f"Prefect's address is unknown (`serin up` starts it); {later}"
+    from cli.environment import stack_environment
+
+    os.environ.update(stack_environment(settings))  # Prefect reads its address when imported
+    import httpx
+    from prefect.exceptions import PrefectException
+
+    from tasks.recovering import start_next
+
+    try:
+        start_next.fn(release.release_id)
+    except (httpx.HTTPError, PrefectException, RuntimeError, UnavailableError) as error:
+        return f"Prefect does not start the release flow ({error}); {later}"
+    return "its canary starts with the release flow; `serin status --watch` shows it"
 
 
 def open_ledger(settings: Settings) -> "Ledger | None":
@@ -116,26 +126,3 @@ def _announce(release: "Release") -> None:
     view = release_view(release)
     reason = f": {view.reason}" if view.reason else ""
     typer.echo(f"{view.release_id} (version {view.model_version}) {view.state}{reason}")
-
-
-def _print_events(events: list["Event"]) -> None:
-    if not events:
-        typer.echo("no events yet")
-    for event in events:
-        serving = " ".join(f"{part.model_version}:{part.percent}%" for part in event.serving)
-        typer.echo(
-            f"{event.seq:5} {_local(event.time)}  {event.release_id}  {event.kind:<18} "
-            f"{event.state:<17} {serving:<12} {_details(event.body)}".rstrip()
-        )
-
-
-def _details(body: Any) -> str:
-    parts = [f"{name}={value}" for name, value in body.items() if isinstance(value, str | int)]
-    text = ", ".join(parts)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _local(text: str) -> str:
-    moment = datetime.fromisoformat(text)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.astimezone().strftime("%m-%d %H:%M:%S")

@@ -14,7 +14,8 @@ from rollout.events import NOTHING
 from rollout.inference_service import InferenceServices, ServiceFacts, spec_with_model_of
 from rollout.ledger import Ledger
 from rollout.observer import Observer, serving_shares
-from rollout.release import Release, ServiceState
+from rollout.plan import ReleasePlan
+from rollout.release import HELD_STATES, Release, ServiceState
 from rollout.writer import Writer
 
 
@@ -74,6 +75,25 @@ class Beginning:
         known = facts.model_version or (stable.candidate.model_version if stable else "")
         return known != "" and known != release.candidate.stable_version
 
+    def earlier(
+        self, namespace: str, service: str, to: str | None
+    ) -> tuple[ServedVersion, ReleasePlan, ServiceFacts]:
+        """Find the version to go back to, the plan of the last release, and the service now.
+
+        Raises RefusedError when there is no such version or it serves already, NotFoundError
+        without a service.
+        """
+        promoted = self._ledger.promoted(service, namespace)
+        target = choose_version(promoted, to)
+        facts = self._observer.facts(namespace, service)
+        if not facts.exists:
+            raise NotFoundError(f"service {service} does not exist; nothing can be rolled back")
+        active = self._ledger.active(service, namespace)
+        settled = active is None or active.state not in HELD_STATES
+        if settled and facts.bundle_digest == target.candidate.bundle_digest:
+            raise RefusedError(f"version {target.candidate.model_version} serves already")
+        return target, promoted[-1].plan, facts
+
     def rollback(
         self, namespace: str, service: str, holder: str, by: str, reason: str, to: str | None
     ) -> Release:
@@ -81,13 +101,7 @@ class Beginning:
 
         Raises RefusedError when there is no such version, ConflictError when a release is active.
         """
-        promoted = self._ledger.promoted(service, namespace)
-        target = choose_version(promoted, to)
-        facts = self._observer.facts(namespace, service)
-        if not facts.exists:
-            raise NotFoundError(f"service {service} does not exist; nothing can be rolled back")
-        if facts.bundle_digest == target.candidate.bundle_digest:
-            raise RefusedError(f"version {target.candidate.model_version} serves already")
+        target, plan, facts = self.earlier(namespace, service, to)
         before = self._observer.state(namespace, service, facts)
         now = self._ledger.now
         goal = ServiceState(
@@ -101,7 +115,7 @@ class Beginning:
             release = writer.create(
                 namespace,
                 target.candidate,
-                promoted[-1].plan,
+                plan,
                 "proposed",
                 {"by": by, "reason": reason, "to": target.candidate.model_version},
                 kind="rollback",

@@ -7,6 +7,7 @@ do next is decided in steps.py, what is known is in the ledger.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from core.contracts import CanaryDecision, Candidate, ReleaseState
@@ -58,10 +59,14 @@ class Conductor:
         self._sleep = sleep
         self._epochs: dict[str, int] = {}
 
-    def propose(self, candidate: Candidate, plan: ReleasePlan) -> Release:
+    def propose(
+        self, candidate: Candidate, plan: ReleasePlan, requested_by: str = ""
+    ) -> Release:
         """Register a candidate for release; nothing is touched. See proposals.propose."""
         return self.ledger.write(
-            lambda writer: proposals.propose(writer, self._namespace, candidate, plan)
+            lambda writer: proposals.propose(
+                writer, self._namespace, candidate, plan, requested_by
+            )
         )
 
     def next_waiting(self, service: str) -> Release | None:
@@ -185,6 +190,30 @@ class Conductor:
             "%s rolling %s back to %s", release.release_id, service, release.candidate.model_version
         )
         return self._drive(release.release_id, wait_seconds)
+
+    def earlier_version(self, service: str, to: str | None) -> Candidate:
+        """The version that a rollback to `to` would go to. Errors as propose_earlier."""
+        return self._beginning.earlier(self._namespace, service, to)[0].candidate
+
+    def propose_earlier(self, service: str, by: str, reason: str, to: str) -> Release:
+        """Propose an earlier version as a candidate of an ordinary release, canary and all.
+
+        Its plan is the last release's, its verdict the one that it was once released with. Raises
+        RefusedError when there is no such version or it is stable, NotFoundError without a service.
+        """
+        target, plan, _ = self._beginning.earlier(self._namespace, service, to)
+        stable = self.ledger.stable(service, self._namespace)
+        against = stable.candidate.model_version if stable else None
+        again = replace(target.candidate, stable_version=against)
+        body = {"by": by, "reason": reason, "to": to}
+
+        def work(writer: Writer) -> Release:
+            release = proposals.propose(writer, self._namespace, again, plan)
+            if release.state not in proposals.UNSTARTED:
+                return release  # its canary runs already
+            return writer.change(release, "return_asked", body, requested_by=by)
+
+        return self.ledger.write(work)
 
     def reject_expired(self, release_id: str) -> Release:
         """Reject the release if its approval was not given, or not used, in time."""

@@ -177,27 +177,35 @@ class Ledger:
             ]
         )[::-1]
 
+    def serving_event(
+        self, service: str, time_seconds: float, namespace: str = NAMESPACE
+    ) -> Event | None:
+        """The event that made what served at a time (seconds since the epoch); None before all.
+
+        It is the last one written, of those dated no later: where the clock was set back, the
+        order of events counts. A share is dated when it was seen to be live, not when asked for.
+        """
+        last = (
+            select(func.max(EVENTS.c.seq))
+            .where(EVENTS.c.namespace == namespace, EVENTS.c.service == service)
+            .where(EVENTS.c.serving != "", EVENTS.c.time <= to_iso(time_seconds))
+        )
+
+        def work(connection: Connection) -> Event | None:
+            seq = connection.execute(last).scalar_one()
+            if seq is None:
+                return None
+            row = connection.execute(select(EVENTS).where(EVENTS.c.seq == seq)).mappings().one()
+            return read_event(dict(row))
+
+        return self._database.read(work)
+
     def serving_at(
         self, service: str, time_seconds: float, namespace: str = NAMESPACE
     ) -> tuple[ServingShare, ...]:
-        """What served at a time (seconds since the epoch), largest share first; () before all.
-
-        The share of a change is dated when it was seen to be live, not when it was asked for.
-        """
-        query = (
-            select(EVENTS)
-            .where(EVENTS.c.namespace == namespace, EVENTS.c.service == service)
-            .where(EVENTS.c.serving != "", EVENTS.c.time <= to_iso(time_seconds))
-            .order_by(EVENTS.c.time.desc(), EVENTS.c.seq.desc())
-            .limit(1)
-        )
-
-        def work(connection: Connection) -> tuple[ServingShare, ...]:
-            row = connection.execute(query).mappings().first()
-            shares = read_event(dict(row)).serving if row else ()
-            return tuple(share for share in shares if share.percent)
-
-        return self._database.read(work)
+        """What served at a time, largest share first; () before all. See serving_event."""
+        event = self.serving_event(service, time_seconds, namespace)
+        return tuple(share for share in event.serving if share.percent) if event else ()
 
     def verify(self) -> list[str]:
         """Check the whole chain and the releases against it; one sentence per problem, at most 100.

@@ -8,7 +8,7 @@ from core.errors import InputError
 def to_iso(seconds: float) -> str:
     """Return seconds since the epoch as `2026-11-22T16:10:00.000000Z`."""
     moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def to_seconds(text: str) -> float:

@@ -1,16 +1,16 @@
-"""`serin history`, approve, reject and status against a real ledger."""
+"""`serin approve`, reject and status against a real ledger."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cli.overview import Reader
-from cli.release import approve, history, open_conductor, reject
+from cli.approvals import approve, reject
+from cli.release import open_conductor
 from cli.status import render
 from core.contracts import Candidate, ReleaseState
-from core.errors import NotFoundError, RefusedError
+from core.errors import RefusedError
 from core.settings import Settings
 from rollout.conductor import Conductor
 from rollout.fake_inference_service import FakeInferenceServices
@@ -52,45 +52,12 @@ def asked(ledger: Ledger) -> Release:
     return conductor.start(proposed.release_id)
 
 
-def test_history_lists_every_event_as_json(
-    asked: Release, ledger: Ledger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    history(json_output=True, release=None, limit=50, verify=False)
-    events = json.loads(capsys.readouterr().out)
-    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-    assert {event["release_id"] for event in events} == {asked.release_id}
-    assert events[-1]["state"] == "AWAITING_APPROVAL"
-    assert events[-1]["hash"] == ledger.last_events(1)[0].hash
-
-
-def test_history_is_limited_to_the_newest(
-    asked: Release, capsys: pytest.CaptureFixture[str]
-) -> None:
-    history(json_output=True, release=asked.release_id, limit=1, verify=True)
-    (event,) = json.loads(capsys.readouterr().out)
-    assert event["state"] == "AWAITING_APPROVAL"
-    history(json_output=False, release=None, limit=50, verify=False)
-    assert asked.release_id in capsys.readouterr().out
-
-
-def test_history_of_an_unknown_release_is_an_error(asked: Release) -> None:
-    with pytest.raises(NotFoundError, match="r-none"):
-        history(json_output=True, release="r-none", limit=50, verify=False)
-
-
-def test_nothing_is_made_by_looking(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    history(json_output=True, release=None, limit=50, verify=False)
-    assert json.loads(capsys.readouterr().out) == []
-    assert not any(settings.home.iterdir())
-
-
 def test_an_approval_is_in_the_ledger_with_name_and_note(
     asked: Release, ledger: Ledger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     approve(asked.release_id, "Ada", "looks right")
     assert asked.release_id in capsys.readouterr().out
-    approved = ledger.release(asked.release_id).approval
-    assert approved is not None
+    (approved,) = ledger.release(asked.release_id).approvals
     assert (approved.who, approved.note) == ("Ada", "looks right")
     assert approved.verdict_digest == "d" * 64
 
@@ -105,7 +72,7 @@ def test_a_rejection_ends_the_release(asked: Release, ledger: Ledger) -> None:
 def test_a_decision_needs_a_name(asked: Release, ledger: Ledger) -> None:
     with pytest.raises(RefusedError, match="--as"):
         approve(asked.release_id, " ")
-    assert ledger.release(asked.release_id).approval is None
+    assert ledger.release(asked.release_id).approvals == ()
 
 
 def test_there_is_nothing_to_decide_without_a_ledger(settings: Settings) -> None:
