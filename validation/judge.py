@@ -8,7 +8,7 @@ alpha_rollback, P(ever promoting one out of tolerance) <= alpha_promote.
 import bisect
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,32 +21,55 @@ METRICS = ("errors", "latency", "blocks_up", "blocks_down", "quality")
 MetricName = Literal["errors", "latency", "blocks_up", "blocks_down", "quality"]
 
 
-class SequentialConfig(BaseModel):
-    """Tolerances, error rates and times of the judge."""
+class BettingConfig(BaseModel):
+    """Error rates and tolerances of the bets, and how stable's p95 is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha_rollback: float = Field(
-        0.01, gt=0, lt=1, description="chance of ever rolling back a canary within tolerance"
+        default=0.01, gt=0, lt=1, description="chance of ever rolling back a canary in tolerance"
     )
     alpha_promote: float = Field(
-        0.05, gt=0, lt=1, description="chance of ever promoting a canary out of tolerance"
+        default=0.05, gt=0, lt=1, description="chance of ever promoting one out of tolerance"
     )
     alpha_share: float = Field(
-        0.001, gt=0, lt=1, description="chance of a false alarm about the routing share"
+        default=0.001, gt=0, lt=1, description="chance of a false alarm about the routing share"
     )
-    error_tolerance: float = Field(0.005, ge=0, lt=1, description="allowed rise of the error share")
+    error_tolerance: float = Field(
+        default=0.005, ge=0, lt=1, description="allowed rise of the error share"
+    )
     block_tolerance: float = Field(
-        0.005, ge=0, lt=1, description="allowed change of the share of blocked answers, both ways"
+        default=0.005, ge=0, lt=1, description="allowed change of the blocked share, both ways"
     )
-    p95_ratio: float = Field(1.3, ge=1, description="allowed p95 latency, as a ratio to stable's")
-    quality_tolerance: float = Field(0.03, ge=0, lt=1, description="allowed fall of the mean score")
-    seconds_min: float = Field(900, ge=0, description="no promotion before this many seconds")
-    seconds_max: float = Field(86_400, gt=0, description="inconclusive after this many seconds")
-    restart_seconds: float = Field(900, gt=0, description="new bets against the canary this often")
-    window_requests: int = Field(15_000, ge=100, description="stable requests its p95 is read from")
-    refresh_requests: int = Field(600, ge=1, description="stable requests between two readings")
-    first_requests: int = Field(200, ge=20, description="stable requests before the first reading")
+    quality_tolerance: float = Field(
+        default=0.03, ge=0, lt=1, description="allowed fall of the mean score"
+    )
+    restart_seconds: float = Field(
+        default=900, gt=0, description="new bets against the canary this often"
+    )
+    window_requests: int = Field(
+        default=15_000, ge=100, description="stable requests that its p95 is read from"
+    )
+    refresh_requests: int = Field(
+        default=600, ge=1, description="stable requests between two readings"
+    )
+    first_requests: int = Field(
+        default=200, ge=20, description="stable requests before the first reading"
+    )
+
+
+class SequentialConfig(BettingConfig):
+    """All that the judge decides by."""
+
+    p95_ratio: float = Field(
+        default=1.3, ge=1, description="allowed p95 latency, as a ratio to stable's"
+    )
+    seconds_min: float = Field(
+        default=900, ge=0, description="no promotion before this many seconds"
+    )
+    seconds_max: float = Field(
+        default=86_400, gt=0, description="inconclusive after this many seconds"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +122,11 @@ class Metric:
     stable_requests: int = 0
     unknown: int = 0
 
-    def count(self, canary: bool, known: bool) -> None:
-        """Count one request of an arm, and whether its value was known."""
-        self.canary_requests += canary
-        self.stable_requests += not canary
-        self.unknown += not known
+    def count(self, canary: bool, known: bool, times: int = 1) -> None:
+        """Count requests of an arm, and whether their value was known."""
+        self.canary_requests += times * canary
+        self.stable_requests += times * (not canary)
+        self.unknown += times * (not known)
 
 
 class SequentialJudge:
@@ -118,13 +141,16 @@ class SequentialJudge:
             "blocks_down": config.block_tolerance,
             "quality": config.quality_tolerance,
         }
-        self.metrics = {name: Metric(DifferenceTest(tolerances[name])) for name in metrics}
+        self.metrics: dict[str, Metric] = {
+            name: Metric(DifferenceTest(tolerances[name])) for name in metrics
+        }
         self.share = ShareTest()
+        self.scored_share = ShareTest()
         self.latency = StableLatency(config)
         self.canary_requests = 0
         self.requests = 0
-        self._quality_sum = 0.0
-        self._quality_count = 0
+        self._scores = 0
+        self._badness_sum = 0.0
         self._start_seconds: float | None = None
         self._now_seconds = 0.0
         self._restarts = 0
@@ -136,34 +162,84 @@ class SequentialJudge:
 
     def observe(self, seen: Observation, share: float) -> None:
         """Feed one request and its declared canary share; shares of 0 and 1 judge nothing."""
-        self._tick(seen.time_seconds)
-        if not 0.0 < share < 1.0:
-            self._learn(seen)
-            return
-        self.requests += 1
-        self.canary_requests += seen.canary
-        self.share.observe_counts(share, int(seen.canary), int(not seen.canary))
-        for name, metric in self.metrics.items():
-            self._feed(name, metric, seen, share)
+        if math.isfinite(seen.time_seconds):
+            self.tick(seen.time_seconds)
+        if 0.0 < share < 1.0:
+            self.feed_draws(share, int(seen.canary), int(not seen.canary))
+            for name, metric in self.metrics.items():
+                self._feed(name, metric, seen, share)
         self._learn(seen)
+
+    def tick(self, time_seconds: float) -> None:
+        """Let time pass; going back adds none. Opens new bets when they are due."""
+        if self._start_seconds is None:
+            self._start_seconds = self._now_seconds = time_seconds
+        self._now_seconds = max(self._now_seconds, time_seconds)
+        due = int(self.elapsed_seconds // self.config.restart_seconds)
+        if due > self._restarts:
+            self._restarts = due
+            for metric in self.metrics.values():
+                metric.test.restart()
+
+    def feed_draws(self, share: float, canary: int, stable: int) -> None:
+        """Count what was drawn at a declared share."""
+        self.requests += canary + stable
+        self.canary_requests += canary
+        self.share.observe_counts(share, canary, stable)
+
+    def feed_counts(
+        self, name: str, share: float, canary: tuple[int, int], stable: tuple[int, int]
+    ) -> None:
+        """Feed a 0/1 metric what each arm counted at one share: (requests, bad ones)."""
+        metric = self.metrics[name]
+        if name == "blocks_down":
+            share, first, second = 1 - share, stable, canary
+        else:
+            first, second = canary, stable
+        good = first[0] + second[0] - first[1] - second[1]
+        metric.test.observe_counts(share, first[1], second[1], good)
+        metric.canary_requests += canary[0]
+        metric.stable_requests += stable[0]
+
+    def feed_score(
+        self, share: float, canary: bool, score: float, centre: float, times: int = 1
+    ) -> None:
+        """Feed scored answers, each 0..1; `centre` was the mean badness before any of them."""
+        metric = self.metrics["quality"]
+        metric.test.observe(share, canary, 1.0 - score, centre, times)
+        metric.count(canary, True, times)
+        self.scored_share.observe_counts(share, times * canary, times * (not canary))
+        self._badness_sum += times * (1.0 - score)
+        self._scores += times
+
+    @property
+    def badness_mean(self) -> float:
+        """The mean badness of all scored answers so far; 0.5 before the first."""
+        return self._badness_sum / self._scores if self._scores else 0.5
 
     def decide(self) -> CanaryDecision:
         """Say what the evidence allows now; may be called as often as wanted."""
         threshold = math.log(len(self.metrics) / self.config.alpha_rollback)
+        mismatch = -math.log(self.config.alpha_share)
+        unusable = {"quality"} if self.scored_share.log_against >= mismatch else set()
         for name, metric in self.metrics.items():
-            if metric.test.log_against >= threshold:
+            if name not in unusable and metric.test.log_against >= threshold:
                 return self._decision("rollback", f"{name}: {_REASONS[name]}")
-        if self.share.log_against >= -math.log(self.config.alpha_share):
+        if self.share.log_against >= mismatch:
             return self._decision("inconclusive", "the routing share is not the declared one")
         goal = -math.log(self.config.alpha_promote)
-        missing = [name for name, item in self.metrics.items() if item.test.log_for < goal]
+        missing = [
+            name
+            for name, item in self.metrics.items()
+            if name in unusable or item.test.log_for < goal
+        ]
         early = self.elapsed_seconds < self.config.seconds_min
         if self.metrics and not missing and not early:
             return self._decision("promote", "every metric is shown to be within its tolerance")
         if self.elapsed_seconds >= self.config.seconds_max:
             names = ", ".join(missing) or "none"
             return self._decision("inconclusive", f"out of time; evidence still missing: {names}")
-        return self._decision("continue", _waiting_for(missing, early))
+        return self._decision("continue", _waiting_for(missing, early, unusable))
 
     def _decision(
         self, decision: Literal["continue", "promote", "rollback", "inconclusive"], reason: str
@@ -184,24 +260,15 @@ class SequentialJudge:
                 f"{name}.stable_requests": metric.stable_requests,
                 f"{name}.unknown": metric.unknown,
                 f"{name}.tolerance": metric.test.tolerance,
+                f"{name}.difference": metric.test.difference,
+                f"{name}.requests_left": metric.test.requests_left(promoting),
             }
         return found
 
-    def _tick(self, time_seconds: float) -> None:
-        if not math.isfinite(time_seconds):
-            return
-        if self._start_seconds is None:
-            self._start_seconds = self._now_seconds = time_seconds
-        self._now_seconds = max(self._now_seconds, time_seconds)
-        due = int(self.elapsed_seconds // self.config.restart_seconds)
-        if due > self._restarts:
-            self._restarts = due
-            for metric in self.metrics.values():
-                metric.test.restart()
-
     def _feed(self, name: str, metric: Metric, seen: Observation, share: float) -> None:
         if name == "quality":
-            self._feed_quality(metric, seen, share)
+            if seen.quality is not None and 0.0 <= seen.quality <= 1.0:
+                self.feed_score(share, seen.canary, seen.quality, self.badness_mean)
             return
         if name == "latency" and self.latency.threshold_seconds is None:
             return
@@ -222,16 +289,6 @@ class SequentialJudge:
             return float(seen.latency_seconds > ratio * (self.latency.threshold_seconds or 0.0))
         return None if seen.blocked is None else float(seen.blocked)
 
-    def _feed_quality(self, metric: Metric, seen: Observation, share: float) -> None:
-        if seen.quality is None or not 0.0 <= seen.quality <= 1.0:
-            return
-        badness = 1.0 - seen.quality
-        centre = self._quality_sum / self._quality_count if self._quality_count else 0.5
-        metric.test.observe(share, seen.canary, badness, centre)
-        metric.count(seen.canary, True)
-        self._quality_sum += badness
-        self._quality_count += 1
-
     def _learn(self, seen: Observation) -> None:
         """Use a request for later thresholds only after every test has bet on it."""
         latency = seen.latency_seconds
@@ -248,6 +305,9 @@ _REASONS = {
 }
 
 
-def _waiting_for(missing: Sequence[str], early: bool) -> str:
+def _waiting_for(missing: Sequence[str], early: bool, unusable: Collection[str]) -> str:
     parts = [f"evidence on {name}" for name in missing] + (["the shortest time"] if early else [])
-    return "waiting for " + (", ".join(parts) or "a first metric")
+    text = "waiting for " + (", ".join(parts) or "a first metric")
+    if unusable:
+        text += "; the arms' answers are not scored equally often: quality cannot be judged"
+    return text

@@ -45,14 +45,21 @@ class DifferenceTest:
     _against: list[float] = field(default_factory=lambda: [0.0] * len(FRACTIONS))
     _for: list[float] = field(default_factory=lambda: [0.0] * len(FRACTIONS))
     _starts: list[tuple[float, ...]] = field(default_factory=lambda: [(0.0,) * len(FRACTIONS)])
+    _requests: int = 0
+    _differences: float = 0.0
 
     def observe(
-        self, share: float, canary: bool, badness: float | None, centre: float = 0.0
+        self,
+        share: float,
+        canary: bool,
+        badness: float | None,
+        centre: float = 0.0,
+        times: int = 1,
     ) -> None:
         """Feed one request: its declared canary share, its arm and its badness in 0..1.
 
-        An unknown badness (None) counts as whatever weakens each bet most, so that missing values
-        can neither roll back a good canary nor promote a bad one.
+        `times` feeds as many equal ones. An unknown badness (None) counts as whatever weakens
+        each bet most: missing values neither roll back a good canary nor promote a bad one.
         """
         if not (0.0 <= centre <= 1.0 and (badness is None or 0.0 <= badness <= 1.0)):
             raise InputError(f"badness {badness} and centre {centre} must lie in 0..1")
@@ -61,8 +68,10 @@ class DifferenceTest:
         mildest, worst = (0.0, 1.0) if canary else (1.0, 0.0)
         against = mildest if badness is None else badness
         promoting = worst if badness is None else badness
-        self._bet_against(share, weight * (against - centre) - self.tolerance, centre, 1)
-        self._bet_for(share, weight * (promoting - centre) - self.tolerance, centre, 1)
+        self._bet_against(share, weight * (against - centre) - self.tolerance, centre, times)
+        self._bet_for(share, weight * (promoting - centre) - self.tolerance, centre, times)
+        if badness is not None:
+            self._count(weight * (badness - centre), times)
 
     def observe_counts(self, share: float, canary_bad: int, stable_bad: int, good: int) -> None:
         """Feed 0/1 outcomes of a stretch of constant share; their order does not matter.
@@ -76,6 +85,7 @@ class DifferenceTest:
         for weight, times in outcomes:
             self._bet_against(share, weight - self.tolerance, 0.0, times)
             self._bet_for(share, weight - self.tolerance, 0.0, times)
+            self._count(weight, times)
 
     def restart(self) -> None:
         """Open a fresh bet against the canary from now on, beside those that run."""
@@ -94,6 +104,23 @@ class DifferenceTest:
     def log_for(self) -> float:
         """Log evidence to promote: an e-process when the canary is out of tolerance."""
         return log_mean_exp(self._for)
+
+    @property
+    def difference(self) -> float | None:
+        """Estimate of E[b | canary] - E[b | stable], each request weighted by 1 / its arm's share
+        (Horvitz & Thompson 1952); None before the first request."""
+        return self._differences / self._requests if self._requests else None
+
+    def requests_left(self, log_goal: float) -> int | None:
+        """Requests until `log_for` reaches a goal at its pace so far; None while it has none."""
+        grown = self.log_for
+        if grown >= log_goal:
+            return 0
+        return math.ceil((log_goal - grown) * self._requests / grown) if grown > 0 else None
+
+    def _count(self, difference: float, times: int) -> None:
+        self._requests += times
+        self._differences += times * difference
 
     def _bet_against(self, share: float, increment: float, centre: float, times: int) -> None:
         bound = max((1 - centre) / (1 - share), centre / share) + self.tolerance

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from core.contracts import LATENCY_BUCKETS_SECONDS, ArmCounters, CounterSample
 from validation.canary import CanaryConfig, judge
 
-CONFIG = CanaryConfig(requests_min=200, seconds_min=900, seconds_max=7200)
+CONFIG = CanaryConfig(betting=None, requests_min=200, seconds_min=900, seconds_max=7200)
 STEP_SECONDS = 15.0
 
 
