@@ -4,11 +4,13 @@ import pytest
 from release_scenarios import (
     CONTINUE,
     PROMOTE,
+    ROLL_BACK,
     SERVICE,
     begin,
     bundle,
     candidate,
     finish,
+    kinds,
     plan,
     promote,
 )
@@ -125,3 +127,52 @@ def test_nothing_to_roll_back_is_said(conductor: Conductor) -> None:
         conductor.advance("r-20000101-0001")
     waiting = conductor.propose(candidate("2", "1"), plan())
     assert conductor.roll_back(waiting.release_id, "x", "ann").state is ReleaseState.REJECTED
+
+
+def test_any_earlier_version_may_be_released_again_through_a_canary(
+    conductor: Conductor, services: FakeInferenceServices, ledger: Ledger
+) -> None:
+    promote(conductor, "1")
+    promote(conductor, "2", "1")
+    promote(conductor, "3", "2")
+    writes = services.writes
+    asked = conductor.propose_earlier(SERVICE, "ann", "1 was better", "1")
+    assert (asked.kind, asked.state) == ("canary", ReleaseState.PROPOSED)
+    assert (asked.candidate.stable_version, asked.requested_by) == ("3", "ann")
+    assert services.writes == writes  # nothing moves before somebody starts it
+    assert conductor.next_waiting(SERVICE) == asked
+    begun = conductor.start(asked.release_id)
+    halved = finish(conductor, begun, CONTINUE, lambda found: found.share == 50)
+    conductor.advance(halved.release_id, CONTINUE)
+    assert weights(services) == {THREE: 50, ONE: 50}
+    assert finish(conductor, halved, PROMOTE).state is ReleaseState.PROMOTED
+    assert weights(services) == {ONE: 100}
+    assert "return_asked" in kinds(ledger, asked)
+    assert ledger.verify() == []
+
+
+def test_a_bad_canary_of_an_earlier_version_is_rolled_back_like_any_other(
+    conductor: Conductor, services: FakeInferenceServices, ledger: Ledger
+) -> None:
+    promote(conductor, "1")
+    promote(conductor, "2", "1")
+    asked = conductor.propose_earlier(SERVICE, "ann", "1 was better", "1")
+    again = conductor.propose_earlier(SERVICE, "bob", "so it was", "1")
+    assert again.release_id == asked.release_id
+    ended = finish(conductor, conductor.start(asked.release_id), ROLL_BACK)
+    assert ended.state is ReleaseState.ROLLED_BACK
+    assert weights(services) == {TWO: 100}
+
+
+@pytest.mark.parametrize(
+    ("to", "words"), [("9", "9 never was stable here"), ("2", "version 2 serves already")]
+)
+def test_a_version_that_cannot_be_returned_to_is_refused(
+    conductor: Conductor, ledger: Ledger, to: str, words: str
+) -> None:
+    promote(conductor, "1")
+    promote(conductor, "2", "1")
+    events = ledger.events()
+    with pytest.raises(RefusedError, match=words):
+        conductor.propose_earlier(SERVICE, "ann", "x", to)
+    assert ledger.events() == events
