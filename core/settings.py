@@ -38,6 +38,12 @@ class Settings(BaseModel):
     prefect_url: str = ""
     ledger_url: str = ""
     lake_uri: str = ""
+    approvers_file: Path = Field(
+        default=Path("approvers.yaml"), description="who may approve releases; below the home"
+    )
+    requested_by: str = Field(
+        default="", description="the person for whom releases are started; may not approve them"
+    )
     engine: str = "openvino"
     allow_faults: bool = False
 
@@ -57,6 +63,7 @@ class Settings(BaseModel):
         values = {**_stack_addresses(home), **values, "home": home}
         values.setdefault("ledger_url", f"sqlite:///{home / 'ledger.db'}")
         values.setdefault("lake_uri", str(home / "lake"))
+        values["approvers_file"] = home / values.get("approvers_file", "approvers.yaml")
         try:
             return cls(**values)
         except ValidationError as error:

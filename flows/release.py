@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.approving import hear_answer, may_ask
 from tasks.releasing import HELD_STATES, begin_release, settle_release, turn_release
 from tasks.reporting import ended_release, open_release
 from validation.canary import CanaryConfig
@@ -17,6 +18,8 @@ def release(
     """Move one candidate to stable through its canary; whatever happens is in the ledger."""
     run = open_release(release_id)
     current = begin_release(run, release_id)
+    while may_ask(current):
+        current = hear_answer(run, current)
     while current.state in HELD_STATES:
         current = turn_release(release_id, canary)
     settle_release(run, release_id)

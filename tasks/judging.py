@@ -99,6 +99,15 @@ def judge_again(bundle_digest: str) -> Verdict:
     return judge_bundle(msgspec.json.decode(path.read_bytes(), type=Judged))
 
 
+def judged_verdict(bundle_digest: str) -> Verdict:
+    """Return the last verdict on a bundle. Raises NotFoundError when this home never judged it."""
+    path = _judged_path(bundle_digest)
+    if not path.exists():
+        raise NotFoundError(f"bundle {bundle_digest[:12]} was not judged in this home")
+    judged = msgspec.json.decode(path.read_bytes(), type=Judged)
+    return msgspec.json.decode(judged.run.path(VERDICT_NAME).read_bytes(), type=Verdict)
+
+
 def judge_bundle(judged: Judged) -> Verdict:
     """Start the models side by side, ask them, and combine every gate's evidence."""
     run, evaluation = judged.run, judged.evaluation

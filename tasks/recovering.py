@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from core.contracts import ReleaseState
+from core.contracts import CanaryDecision, ReleaseState
 from core.errors import SerinError
 from core.settings import Settings
 from observability.metrics import scrape
@@ -14,11 +14,12 @@ from rollout.conductor import Conductor
 from rollout.kubernetes_client import KubernetesClient
 from rollout.ledger import Ledger
 from rollout.release import Release
-from tasks.releasing import look, open_conductor, settle_release
+from tasks.approving import continue_release, resume_runs
+from tasks.looking import look
+from tasks.releasing import open_conductor, settle_release
 from tasks.reporting import open_release
 from validation.canary import CanaryConfig
 
-RELEASE_DEPLOYMENT = "release/release"
 SETTLED_NAME = "settled"
 
 
@@ -27,7 +28,7 @@ class Seen:
     """What the watch found; None where there is nothing to do. `summary` is for people."""
 
     bad_release: str | None
-    reason: str
+    decision: CanaryDecision | None
     startable: str | None
     unsettled: str | None
     summary: str
@@ -50,7 +51,7 @@ def look_around(canary: CanaryConfig) -> Seen:
         parts.append(f"judge {decision.decision}: {decision.reason}")
     return Seen(
         bad_release=bad.release_id if bad else None,
-        reason=decision.reason if decision else "",
+        decision=decision,
         startable=_startable(conductor, active, settings.service),
         unsettled=_unsettled(ledger, settings),
         summary="; ".join(parts),
@@ -58,36 +59,28 @@ def look_around(canary: CanaryConfig) -> Seen:
 
 
 @task(name="take back", retries=3, retry_delay_seconds=1, cache_policy=NO_CACHE)
-def take_back(release_id: str, reason: str) -> None:
+def take_back(release_id: str, decision: CanaryDecision) -> None:
     """Roll a bad canary back, whoever was advancing it."""
-    open_conductor().roll_back(release_id, reason, "watch")
+    open_conductor().roll_back(release_id, decision.reason, "watch", decision=decision)
 
 
 @task(name="start next", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def start_next(release_id: str) -> None:
-    """Start the release flow of an approved or waiting release; asked twice, it runs once."""
-    from prefect.deployments import run_deployment
-
-    run_deployment(
-        RELEASE_DEPLOYMENT,
-        parameters={"release_id": release_id},
-        timeout=0,
-        idempotency_key=f"watch-{release_id}",
-        as_subflow=False,
-    )
+    """Let a run go on with a waiting release: ask for its approval, or start it once approved."""
+    continue_release(open_conductor().ledger.release(release_id))
 
 
 @task(name="settle what is left", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def settle_left(release_id: str) -> None:
     """Point the registry's aliases at a release that somebody else ended, such as the keeper."""
     settle_release(open_release(release_id), release_id)
+    resume_runs(release_id)  # one that still waits for an answer ends now
     _settled_path(Settings.read()).write_text(release_id)
 
 
 def _startable(conductor: Conductor, active: Release | None, service: str) -> str | None:
     if active is not None:
-        approved = active.state is ReleaseState.AWAITING_APPROVAL and active.approved
-        return active.release_id if approved else None
+        return active.release_id if active.state is ReleaseState.AWAITING_APPROVAL else None
     waiting = conductor.next_waiting(service)
     return waiting.release_id if waiting else None
 

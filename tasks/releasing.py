@@ -1,18 +1,19 @@
 """One candidate's way to stable: every step goes through the conductor, the only writer."""
 
 import functools
+import getpass
 import os
 import socket
 import time
 from dataclasses import dataclass
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 
-from core.contracts import CanaryDecision, Candidate, Figure, ReleaseState
-from core.errors import UnavailableError
+from core.contracts import Candidate, Figure, ReleaseState
 from core.settings import Settings
-from observability.metrics import scrape
+from rollout.answers import check_policy
+from rollout.approvers import Approvers
 from rollout.conductor import Conductor
 from rollout.identities import from_routes
 from rollout.kubernetes_client import KubernetesClient
@@ -20,8 +21,9 @@ from rollout.ledger import Ledger
 from rollout.plan import ReleasePlan
 from rollout.release import HELD_STATES, Release
 from rollout.times import to_seconds
+from tasks.looking import look
 from tasks.stages import LOG, DayRun, stage
-from validation.canary import CanaryConfig, judge
+from validation.canary import CanaryConfig
 
 __all__ = ["HELD_STATES"]
 TURN_SECONDS_MAX = 10.0
@@ -58,8 +60,9 @@ def open_conductor() -> Conductor:
 @stage("propose", retries=3)
 def propose_release(run: DayRun, candidate: Candidate, plan: ReleasePlan) -> Proposed:
     """Write the candidate into the ledger; the newest waiting one supersedes older ones."""
-    conductor = open_conductor()
-    release = conductor.propose(candidate, plan)
+    settings, conductor = Settings.read(), open_conductor()
+    check_policy(plan, Approvers(settings.approvers_file))
+    release = conductor.propose(candidate, plan, settings.requested_by or _operator())
     active = conductor.ledger.active(release.service, release.namespace)
     waiting = active is not None and active.release_id != release.release_id
     return Proposed(release.release_id, waiting)
@@ -72,6 +75,8 @@ def begin_release(run: DayRun, release_id: str) -> Release:
 
     conductor = open_conductor()
     release = conductor.ledger.release(release_id)
+    if release.state is ReleaseState.PROPOSED:
+        check_policy(release.plan, Approvers(Settings.read().approvers_file))
     if release.state is ReleaseState.PROPOSED and conductor.needs_new_verdict(release_id):
         verdict = judge_again(release.candidate.bundle_digest)
         if verdict.outcome != "pass":
@@ -102,23 +107,6 @@ def turn_release(release_id: str, canary: CanaryConfig) -> Release:
         lease = moved.plan.lease_seconds / LEASE_PARTS
         time.sleep(min(canary.evaluate_seconds, lease, TURN_SECONDS_MAX))
     return moved
-
-
-def look(ledger: Ledger, release: Release, canary: CanaryConfig) -> CanaryDecision | None:
-    """Take a sample of the live counters, keep it in the ledger, and judge all of them so far.
-
-    None without a running canary or without a gateway that answers: unknown decides nothing.
-    """
-    settings = Settings.read()
-    if release.state is not ReleaseState.CANARY or not release.share or release.kind == "first":
-        return None
-    try:
-        sample = scrape(settings.gateway_url, release.service)
-    except UnavailableError as error:
-        LOG.warning("%s  no live metrics: %s", release.release_id, error)
-        return None
-    ledger.add_sample(release.release_id, sample)
-    return judge(canary, ledger.samples(release.release_id))
 
 
 @task(name="begin rollback", retries=3, retry_delay_seconds=1, cache_policy=NO_CACHE)
@@ -159,6 +147,11 @@ def settle_release(run: DayRun, release_id: str) -> Release:
         seconds = to_seconds(release.finished_at) - to_seconds(release.started_at)
         LOG.info("%s  %s after %.1f s", release_id, release.state, seconds)
     return release
+
+
+def _operator() -> str:
+    """Who runs this, where a person does: a deployment's run does not say who started it."""
+    return "" if runtime.deployment.id else getpass.getuser()
 
 
 def _with_verdict(candidate: Candidate, verdict_digest: str) -> Candidate:

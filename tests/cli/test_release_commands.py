@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.overview import Reader
 from cli.approvals import approve, reject
+from cli.overview import Reader
 from cli.release import open_conductor
 from cli.status import render
 from core.contracts import Candidate, ReleaseState
