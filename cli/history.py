@@ -53,7 +53,9 @@ def history(
     limit: Annotated[
         int | None, typer.Option(min=1, help=f"at most so many events, the newest [{EVENTS_SHOWN}]")
     ] = None,
-    verify: Annotated[bool, typer.Option(help="check the whole chain of events first")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="check the chain of events and derive decisions anew")
+    ] = False,
 ) -> None:
     """List the ledger's events, oldest first; or what served at a time; or one release."""
     if at is not None and release is not None:
@@ -73,12 +75,16 @@ def history(
     if problems:
         raise typer.Exit(1)
     if verify:
-        typer.echo("the chain of events is whole", err=True)
+        typer.echo(
+            "the chain of events is whole, and every decision follows from its inputs", err=True
+        )
 
 
 def found_problems(ledger: "Ledger") -> list[str]:
     """Everything that is wrong with the ledger, one sentence each."""
-    return ledger.verify()
+    from cli.verification import decision_problems
+
+    return [*ledger.verify(), *decision_problems(ledger)]
 
 
 def read_moment(text: str, now_seconds: float | None = None) -> float:

@@ -6,7 +6,7 @@ Plain data with JSON-safe fields: msgspec converts them to and from builtins.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -208,6 +208,18 @@ class CounterSample:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionInputs:
+    """What a decision was derived from: the release's first `samples` kept scrapes.
+
+    `digest` chains them: SHA-256 of (hexadecimal digest before, scrape as kept), from "" on.
+    """
+
+    samples: int
+    digest: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class CanaryDecision:
     """What the canary judge says now. Only `promote` may end in 100 %."""
 
@@ -215,3 +227,4 @@ class CanaryDecision:
     reason: str
     canary_requests: int = 0
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    inputs: DecisionInputs | None = None

@@ -48,3 +48,8 @@ def digest_files(folder: Path) -> dict[str, str]:
 def digest_folder(folder: Path) -> str:
     """Return one digest of a folder's file names and contents (times and modes do not count)."""
     return digest_json(digest_files(folder))
+
+
+def chain_digest(previous: str, text: str) -> str:
+    """Return the digest of one more text after those that gave `previous` ("" before any)."""
+    return digest_bytes(f"{previous}\n{text}".encode())

@@ -59,14 +59,10 @@ class Conductor:
         self._sleep = sleep
         self._epochs: dict[str, int] = {}
 
-    def propose(
-        self, candidate: Candidate, plan: ReleasePlan, requested_by: str = ""
-    ) -> Release:
+    def propose(self, candidate: Candidate, plan: ReleasePlan, requested_by: str = "") -> Release:
         """Register a candidate for release; nothing is touched. See proposals.propose."""
         return self.ledger.write(
-            lambda writer: proposals.propose(
-                writer, self._namespace, candidate, plan, requested_by
-            )
+            lambda writer: proposals.propose(writer, self._namespace, candidate, plan, requested_by)
         )
 
     def next_waiting(self, service: str) -> Release | None:
@@ -123,7 +119,12 @@ class Conductor:
         return self._advance(release_id, decision)
 
     def roll_back(
-        self, release_id: str, reason: str, by: str, wait_seconds: float = WAIT_SECONDS
+        self,
+        release_id: str,
+        reason: str,
+        by: str,
+        wait_seconds: float = WAIT_SECONDS,
+        decision: CanaryDecision | None = None,
     ) -> Release:
         """Take the release back, whoever holds it: safe phase, then restored phase.
 
@@ -137,15 +138,18 @@ class Conductor:
             raise RefusedError(f"release {release_id} was promoted: roll its service back instead")
         if release.final:
             return release
-        self.take_back(release, f"{reason} (by {by})", by)
+        self.take_back(release, f"{reason} (by {by})", by, decision)
         return self._drive(release_id, wait_seconds)
 
-    def take_back(self, release: Release, reason: str, by: str) -> None:
+    def take_back(
+        self, release: Release, reason: str, by: str, decision: CanaryDecision | None = None
+    ) -> None:
         """Take a held release over and turn it to rolling back; `advance` does the rest."""
         for _ in range(ROUNDS_MAX):
             changes = rolling_back(release, reason, self.ledger.now)
             try:
-                self._taken(release, "taken_over", {"reason": reason, "by": by}, **changes)
+                body = {"reason": reason, "by": by, "decision": decision}
+                self._taken(release, "taken_over", body, **changes)
             except ConflictError:
                 release = self.ledger.release(release.release_id)
                 if release.state not in HELD_STATES:

@@ -228,14 +228,26 @@ class Ledger:
         query = insert(SAMPLES).values(release_id=release_id, body=body)
         self._database.write(lambda connection: connection.execute(query))
 
+    def sample_texts(self, release_id: str, after_id: int = 0) -> list[tuple[int, str]]:
+        """(id, JSON of a CounterSample) of the release's scrapes after one, in order of keeping."""
+        query = (
+            select(SAMPLES.c.sample_id, SAMPLES.c.body)
+            .where(SAMPLES.c.release_id == release_id, SAMPLES.c.sample_id > after_id)
+            .order_by(SAMPLES.c.sample_id)
+        )
+        rows = self._database.read(lambda connection: connection.execute(query).tuples().all())
+        return [(int(sample_id), text) for sample_id, text in rows]
+
     def samples(self, release_id: str) -> list[CounterSample]:
         """The release's scrapes in the order in which they were kept."""
-        query = select(SAMPLES.c.body).where(SAMPLES.c.release_id == release_id)
-        query = query.order_by(SAMPLES.c.sample_id)
-        texts: Sequence[str] = self._database.read(
-            lambda connection: connection.execute(query).scalars().all()
-        )
-        return [msgspec.json.decode(text, type=CounterSample) for text in texts]
+        texts = self.sample_texts(release_id)
+        return [msgspec.json.decode(text, type=CounterSample) for _, text in texts]
+
+    def decided_events(self) -> list[Event]:
+        """Events that a decision of the judge led to, with what it was derived from, in order."""
+        query = select(EVENTS).where(EVENTS.c.body.contains('"inputs":{')).order_by(EVENTS.c.seq)
+        rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [read_event(dict(row)) for row in rows]
 
     def revisions(self, service_uid: str) -> dict[str, tuple[str, str]]:
         """{revision: (bundle digest, model version)} of one InferenceService, by its uid."""
