@@ -12,8 +12,8 @@ from validation.canary import CanaryConfig
 def watch(canary: CanaryConfig = CanaryConfig()) -> Any:  # noqa: B008  frozen
     """Read health and metrics; roll a bad canary back; finish and start what waits for it."""
     seen = look_around(canary)
-    if seen.bad_release is not None:
-        take_back(seen.bad_release, seen.reason)
+    if seen.bad_release is not None and seen.decision is not None:
+        take_back(seen.bad_release, seen.decision)
     if seen.unsettled is not None:
         settle_left(seen.unsettled)
     if seen.startable is not None:
