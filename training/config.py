@@ -88,7 +88,7 @@ class BaseConfig(LoopConfig):
 class TrainConfig(LoopConfig):
     """One day's LoRA training on the new rows and a replayed share of earlier ones."""
 
-    epochs: int = Field(default=6, ge=0, le=1000, description="passes over the rows")
+    epochs: int = Field(default=4, ge=0, le=1000, description="passes over the rows")
     batch_rows: int = Field(
         default=16, ge=1, le=4096, description="rows per optimiser step, over all processes"
     )
@@ -112,7 +112,7 @@ class TrainConfig(LoopConfig):
         default=4.0, ge=1, le=64, description="rate of B over rate of A: LoRA+, Hayou et al. 2024"
     )
     replay_share: float = Field(
-        default=0.5, ge=0, lt=1, description="share of replayed rows among all training rows"
+        default=0.65, ge=0, lt=1, description="share of replayed rows among all training rows"
     )
     replay_rows_max: int = Field(default=4000, ge=0, description="replayed rows at most")
 
