@@ -188,18 +188,19 @@ class _Settled:
         kind = name.removeprefix(SETTLED).removesuffix("_total")
         number = {"latency": "bucket", "scores": "score"}.get(kind, "")
         try:
-            share = float(labels["share"])
+            share, arm = float(labels["share"]), labels["arm"]
             index = int(labels[number]) if number else 0
         except (KeyError, ValueError) as error:
             raise UnavailableError(f"{name} has labels that cannot be read: {error}") from error
         limit = {"latency": LATENCY_BUCKET_COUNT, "scores": SCORE_MAX}.get(kind, 0)
-        if not 0 <= index <= limit or not 0 < share < 1 or value < 0:
+        known = arm in ("stable", "canary") and 0 < share < 1
+        if not (known and 0 <= index <= limit and value >= 0):
             raise UnavailableError(
-                f"{name} counts at share {share}, index {index}, which cannot be; "
+                f"{name} counts for {arm} at share {share}, index {index}, which cannot be; "
                 "restart the gateway with the same version of Serin"
             )
-        arm = self._counts.setdefault(share, {}).setdefault(labels.get("arm", ""), {})
-        arm.setdefault(kind, {})[index] = int(value)
+        counts = self._counts.setdefault(share, {}).setdefault(arm, {})
+        counts.setdefault(kind, {})[index] = int(value)
 
     def strata(self) -> tuple[Stratum, ...]:
         return tuple(

@@ -55,7 +55,7 @@ class ResponseIds:
     def sign(self, mark: Mark) -> str:
         """Return the id that says `mark`."""
         payload = self._encoder.encode(mark)
-        return urlsafe_b64encode(payload + self._code(payload)).rstrip(b"=").decode()
+        return _text(payload + self._code(payload))
 
     def read(self, text: str) -> Mark | None:
         """Return what an id says, with or without OpenAI's prefix; None if it was not signed."""
@@ -67,6 +67,8 @@ class ResponseIds:
             content = b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             return None
+        if _text(content) != text:  # one id has one spelling
+            return None
         payload, code = content[:-CODE_BYTES], content[-CODE_BYTES:]
         if not hmac.compare_digest(self._code(payload), code):
             return None
@@ -77,6 +79,10 @@ class ResponseIds:
 
     def _code(self, payload: bytes) -> bytes:
         return hmac.digest(self._key, payload, "sha256")[:CODE_BYTES]
+
+
+def _text(content: bytes) -> str:
+    return urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 def make_nonce() -> bytes:

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from core.contracts import LATENCY_BUCKETS_SECONDS, ArmCounters, CounterSample
+from core.contracts import (
+    LATENCY_BUCKETS_SECONDS,
+    ArmCounters,
+    ArmOutcomes,
+    CounterSample,
+    Stratum,
+)
 from core.errors import UnavailableError
 from observability.metrics import parse_sample, quantile, scrape, summary
 
@@ -103,6 +109,65 @@ def test_other_buckets_are_refused_instead_of_misread() -> None:
 def test_an_unreadable_line_spoils_the_page(line: str) -> None:
     with pytest.raises(UnavailableError):
         parse_sample(f"{page()}{line}\n", "assistant", 0)
+
+
+PAIR = 'service="assistant",canary="r2",stable="r1"'
+CANARY_LOW = PAIR + ',share="0.05",arm="canary"'
+
+
+def settled_page() -> str:
+    """A canary in force, with two shares of its comparison and one of an earlier comparison."""
+    canary = LABELS.replace("stable", "canary").replace('"r1"', '"r2"')
+    earlier = PAIR.replace('"r2"', '"r0"')
+    return "\n".join(
+        [
+            f'serin_gateway_settled_requests_total{{{earlier},share="0.3",arm="canary"}} 99',
+            f'serin_gateway_settled_requests_total{{{PAIR},share="0.15",arm="stable"}} 7',
+            f'serin_gateway_settled_requests_total{{{PAIR},share="0.05",arm="stable"}} 3',
+            f'serin_gateway_settled_requests_total{{{PAIR},share="0.05",arm="canary"}} 2',
+            f'serin_gateway_settled_errors_total{{{PAIR},share="0.05",arm="canary"}} 1',
+            f'serin_gateway_settled_blocks_total{{{PAIR},share="0.05",arm="stable"}} 1',
+            f'serin_gateway_settled_latency_total{{{CANARY_LOW},bucket="126"}} 1',
+            f'serin_gateway_settled_latency_total{{{CANARY_LOW},bucket="0"}} 1',
+            f'serin_gateway_settled_scores_total{{{PAIR},share="0.05",arm="stable",score="100"}} 4',
+            'serin_gateway_process{process="0123abcd"} 1',
+            f"serin_gateway_arm{{{canary}}} 1",
+            page(),
+        ]
+    )
+
+
+def test_a_scrape_gives_the_strata_of_the_comparison_in_force() -> None:
+    sample = parse_sample(settled_page(), "assistant", 0)
+    assert sample.process == "0123abcd"
+    assert sample.strata == (
+        Stratum(0.15, ArmOutcomes(7)),
+        Stratum(
+            0.05, ArmOutcomes(3, blocks=1, scores={100: 4}), ArmOutcomes(2, 1, 0, {126: 1, 0: 1})
+        ),
+    )
+    assert sample.stable is not None
+    assert (sample.stable.requests, sample.stable.errors) == (3, 1)
+
+
+def test_there_are_no_strata_without_a_canary_in_force_or_for_another_service() -> None:
+    text = settled_page()
+    alone = "\n".join(line for line in text.splitlines() if "gateway_arm{" not in line) + "\n"
+    assert parse_sample(alone, "assistant", 0).strata == ()
+    assert parse_sample(text, "other", 0) == CounterSample(0, 0, None, None, "0123abcd")
+
+
+@pytest.mark.parametrize(
+    "more",
+    ['share="0.05",arm="canary",bucket="127"', 'share="0.05",arm="canary",bucket="-1"',
+     'share="0.05",arm="canary"', 'share="x",arm="canary",bucket="1"',
+     'arm="canary",bucket="1"', 'share="1.5",arm="canary",bucket="1"',
+     'share="0.05",arm="other",bucket="1"'],
+)  # fmt: skip
+def test_settled_counts_that_cannot_be_placed_are_refused(more: str) -> None:
+    line = f"serin_gateway_settled_latency_total{{{PAIR},{more}}} 1\n"
+    with pytest.raises(UnavailableError, match="settled"):
+        parse_sample(settled_page() + line, "assistant", 0)
 
 
 def counters(requests: int, revision: str = "r1", errors: int = 0, fast: int = 0) -> ArmCounters:

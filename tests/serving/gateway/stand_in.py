@@ -22,6 +22,7 @@ CALM: dict[str, Any] = {
     "cut_inside_event": False,
     "done": True,  # whether a stream ends with [DONE]
     "answer_bytes": 0,  # size of a large answer
+    "blocked": "",  # what x-serin-blocked says
     "revision": "",  # claim to be another revision
 }
 
@@ -59,6 +60,8 @@ class StandIn:
             "x-serin-model-version": self.version,
             "x-serin-revision": mood["revision"] or self.revision,
         }
+        if mood["blocked"]:
+            headers["x-serin-blocked"] = mood["blocked"]
         if mood["drop"]:
             return self._cut(request)
         if mood["status"] != 200 and self.seen["requests"] <= (mood["status_first"] or 1 << 30):
@@ -68,6 +71,7 @@ class StandIn:
             return await self._stream(request, headers)
         text = "x" * mood["answer_bytes"] if mood["answer_bytes"] else self.revision
         content = {
+            "id": "chatcmpl-" + request.headers.get("x-serin-response-id", "own"),
             "model": f"assistant:{self.version}",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],
         }

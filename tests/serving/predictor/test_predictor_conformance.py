@@ -1,6 +1,7 @@
 """The OpenAI API behaves the same on every engine, seen through the official client."""
 
 import itertools
+from typing import Any
 
 import openai
 import pytest
@@ -51,6 +52,36 @@ def test_a_stream_says_the_same_without_cut_characters(predictor: PredictorProce
     assert len({chunk.id for chunk in chunks}) == 1
     assert counts.choices == []
     assert counts.usage.completion_tokens == tokens
+
+
+GIVEN_ID = "Gateway_made-it-0123456789"
+
+
+@pytest.mark.parametrize(("chat", "prefix"), [(True, "chatcmpl-"), (False, "cmpl-")])
+def test_an_answer_has_the_id_that_the_gateway_gave_it(
+    predictor: PredictorProcess, chat: bool, prefix: str
+) -> None:
+    headers = {"x-serin-response-id": GIVEN_ID}
+    client: Any = predictor.openai()
+    create = client.chat.completions.create if chat else client.completions.create
+    question = ask(max_tokens=4)
+    if not chat:
+        question = {"model": question["model"], "prompt": "hi", "max_tokens": 4}
+    assert create(**question, extra_headers=headers).id == prefix + GIVEN_ID
+    chunks = list(create(**question, stream=True, extra_headers=headers))
+    assert {chunk.id for chunk in chunks} == {prefix + GIVEN_ID}
+
+
+@pytest.mark.parametrize(
+    "given", ["", "short", "with space 0123456789", '"quoted"01234567', "a" * 600]
+)
+def test_an_id_that_no_gateway_gives_is_replaced(predictor: PredictorProcess, given: str) -> None:
+    headers = {"x-serin-response-id": given}
+    answer = predictor.openai().chat.completions.create(**ask(max_tokens=4), extra_headers=headers)
+    prefix, _, name = answer.id.partition("-")
+    assert prefix == "chatcmpl"
+    assert len(name) == 32
+    assert int(name, 16)
 
 
 def test_an_answer_cut_inside_a_character_is_the_same_streamed(predictor: PredictorProcess) -> None:
