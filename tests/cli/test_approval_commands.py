@@ -1,4 +1,4 @@
-"""`serin approver`, `approve` and `reject`: codes come hidden or by environment, and leave no trace."""
+"""`serin approver`, `approve`, `reject`: codes come hidden or from the environment, traceless."""
 
 import os
 import pty

@@ -1,6 +1,7 @@
 """A person's answer to a release: who may give it, how often, and what the ledger keeps of it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -33,7 +34,7 @@ def nobody(tmp_path: Path) -> Approvers:
     return Approvers(tmp_path / "none.yaml")
 
 
-def ask(conductor: Conductor, requested_by: str = "", **policy: object) -> Release:
+def ask(conductor: Conductor, requested_by: str = "", **policy: Any) -> Release:
     given = plan(approval="required", **policy)
     proposed = conductor.propose(candidate("1"), given, requested_by)
     return conductor.start(proposed.release_id)
@@ -90,7 +91,7 @@ def test_one_rejection_by_an_approver_ends_it(
 
 @pytest.mark.parametrize("policy", [{"approvals_required": 2}, {"requester_excluded": True}])
 def test_the_requester_may_reject_but_not_approve(
-    conductor: Conductor, ledger: Ledger, approvers: Approvers, policy: dict[str, object]
+    conductor: Conductor, ledger: Ledger, approvers: Approvers, policy: dict[str, Any]
 ) -> None:
     asked = ask(conductor, requested_by="linus", **policy)
     with pytest.raises(RefusedError, match="another person"):
@@ -148,7 +149,7 @@ def test_without_approvers_a_single_approval_is_self_declared(
 
 @pytest.mark.parametrize("policy", [{"approvals_required": 2}, {"requester_excluded": True}])
 def test_a_policy_about_persons_needs_approvers(
-    conductor: Conductor, ledger: Ledger, nobody: Approvers, policy: dict[str, object]
+    conductor: Conductor, ledger: Ledger, nobody: Approvers, policy: dict[str, Any]
 ) -> None:
     asked = ask(conductor, **policy)
     with pytest.raises(ConfigurationError, match="serin approver add"):
