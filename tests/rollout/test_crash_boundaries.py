@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
+from boundaries import WatchedLedger, WatchedServices
 from release_scenarios import (
     CONTINUE,
     PROMOTE,
@@ -32,53 +32,12 @@ from core.contracts import CanaryDecision, ReleaseState
 from core.errors import RefusedError
 from rollout.conductor import Conductor
 from rollout.fake_inference_service import FakeInferenceServices
-from rollout.inference_service import Body
 from rollout.keeper import Keeper
 from rollout.ledger import Ledger
 from rollout.release import Release
-from rollout.writer import Writer
 
-T = TypeVar("T")
 LEASE = {"lease_seconds": 0.001}
 TICKS_MAX = 60
-
-
-class WatchedLedger(Ledger):
-    """A ledger that calls `boundary` before and after each transaction."""
-
-    boundary: Callable[[], None] = staticmethod(lambda: None)
-
-    def write(self, work: Callable[[Writer], T]) -> T:
-        self.boundary()
-        result = super().write(work)
-        self.boundary()
-        return result
-
-
-class WatchedServices:
-    """InferenceServices that call `boundary` before and after each write."""
-
-    def __init__(self, inner: FakeInferenceServices) -> None:
-        self.inner = inner
-        self.boundary: Callable[[], None] = lambda: None
-
-    def get(self, namespace: str, name: str) -> Body | None:
-        return self.inner.get(namespace, name)
-
-    def create(self, namespace: str, body: Body) -> Body:
-        return self._watched(self.inner.create, namespace, body)
-
-    def patch(self, namespace: str, name: str, body: Body) -> Body:
-        return self._watched(self.inner.patch, namespace, name, body)
-
-    def delete(self, namespace: str, name: str, uid: str) -> None:
-        self._watched(self.inner.delete, namespace, name, uid)
-
-    def _watched(self, call: Callable[..., T], *arguments: Any) -> T:
-        self.boundary()
-        result = call(*arguments)
-        self.boundary()
-        return result
 
 
 @dataclass(frozen=True)
@@ -200,7 +159,7 @@ def crashes(scenario: Scenario, folder: Path) -> list[Crash]:
     services = WatchedServices(FakeInferenceServices())
     conductor = Conductor(ledger, services, "flow", sleep=lambda _: None)
     scenario.prepare(conductor)
-    services.inner.behaviour.update(dict(scenario.behaviour))  # type: ignore[arg-type]
+    services.inner.behaviour.update(dict(scenario.behaviour))
     found: dict[str, Crash] = {}
 
     def boundary() -> None:
@@ -337,7 +296,7 @@ def test_a_process_stopped_beyond_its_lease_at_any_boundary_cannot_write_when_it
 
         def meanwhile(
             quiet: Ledger = quiet,
-            services: WatchedServices = services,
+            services: WatchedServices[FakeInferenceServices] = services,
             after: list[tuple[dict[str, int], int]] = after,
         ) -> None:
             time.sleep(0.002)
