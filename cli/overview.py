@@ -7,9 +7,10 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cli.evidence import EvidenceView, evidence_view
 from cli.processes import alive
 from cli.readiness import answers, fetch_json, fetch_status_and_json
 from cli.stack import children_of, sqlite_path
@@ -67,6 +68,8 @@ class ReleaseView:
     steps: int
     created_at: str
     reason: str
+    approvals: str = ""
+    evidence: EvidenceView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,12 +258,14 @@ def release_views(
     service, namespace = settings.service, settings.namespace
     try:
         active = ledger.active(service, namespace)
+        evidence = evidence_view(ledger, active) if active else None
         waiting = ledger.waiting(service, namespace)
         last = ledger.releases(service, namespace, limit=RUNS_SHOWN)
     except SerinError:
         return None, None, None
     ended = [release for release in last if release.final]
-    return release_view(active) if active else None, _views(waiting), _views(ended)
+    seen = replace(release_view(active), evidence=evidence) if active else None
+    return seen, _views(waiting), _views(ended)
 
 
 def _views(releases: Sequence[Release]) -> tuple[ReleaseView, ...]:
@@ -280,7 +285,16 @@ def release_view(release: Release) -> ReleaseView:
         steps=len(shares),
         created_at=release.created_at,
         reason=release.reason,
+        approvals=_approvals(release),
     )
+
+
+def _approvals(release: Release) -> str:
+    """Who agreed, of how many that are asked for; empty where nobody is asked."""
+    if release.plan.approval == "auto":
+        return ""
+    names = ", ".join(approval.who for approval in release.approvals) or "nobody yet"
+    return f"{len(release.approvals)} of {release.plan.approvals_required}: {names}"
 
 
 def last_runs(prefect_url: str) -> tuple[RunView, ...] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from cli.evidence import evidence_table
 from cli.overview import ArmView, Overview, PartView, Reader, ReleaseView, RunView
 from core.settings import Settings
 
@@ -114,6 +115,7 @@ def _release(
     waiting: tuple[ReleaseView, ...] | None,
     last: tuple[ReleaseView, ...] | None,
 ) -> "RenderableType":
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -122,13 +124,17 @@ def _release(
     shown = [*([active] if active else []), *waiting, *last]
     if not shown:
         return Text("releases: none yet")
-    table = Table("release", "version", "state", "step", "reason", box=None, header_style="dim")
+    columns = ("release", "version", "state", "step", "approvals", "reason")
+    table = Table(*columns, box=None, header_style="dim")
     for release in shown:
         state = release.state if release.state != "PROPOSED" else "WAITING"
         step = f"{release.step}/{release.steps} {release.share_percent} %" if release.step else ""
         version = release.model_version
-        table.add_row(release.release_id, version, state, step, release.reason)
-    return table
+        said = (release.approvals, release.reason)
+        table.add_row(release.release_id, version, state, step, *said)
+    if active is None or active.evidence is None:
+        return table
+    return Group(table, evidence_table(active.evidence))
 
 
 def _runs(runs: tuple[RunView, ...] | None) -> "RenderableType":

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import and_, func, insert, or_, select
+from sqlalchemy import and_, delete, func, insert, or_, select
 from sqlalchemy.engine import Connection
 
-from core.contracts import ACTIVE_STATES, CounterSample, ReleaseState
+from core.contracts import ACTIVE_STATES, CanaryDecision, CounterSample, ReleaseState
 from rollout.database import BUSY_SECONDS, Database
-from rollout.events import CHECKED, Event, ServingShare, chain_problems, read_event
+from rollout.events import CHECKED, Event, ServingShare, body_text, chain_problems, read_event
 from rollout.release import HELD_STATES, Release
-from rollout.schema import EVENTS, RELEASES, REVISIONS, SAMPLES, prepare
+from rollout.schema import EVENTS, META, RELEASES, REVISIONS, SAMPLES, prepare
 from rollout.times import to_iso
 from rollout.writer import Writer, in_states, one_release, read_head, read_releases
 
@@ -242,6 +242,27 @@ class Ledger:
         """The release's scrapes in the order in which they were kept."""
         texts = self.sample_texts(release_id)
         return [msgspec.json.decode(text, type=CounterSample) for _, text in texts]
+
+    def keep_decision(self, release: Release, decision: CanaryDecision, at_seconds: float) -> None:
+        """Keep the judge's last word on the service's running release, for whoever asks."""
+        name = f"decision:{release.namespace}/{release.service}"
+        value = body_text(
+            {"release_id": release.release_id, "time_seconds": at_seconds, "decision": decision}
+        )
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(META).where(META.c.name == name))
+            connection.execute(insert(META).values(name=name, value=value))
+
+        self._database.write(work)
+
+    def last_decision(self, release: Release) -> dict[str, Any] | None:
+        """{release_id, time_seconds, decision} of a release; None once another one was judged."""
+        name = f"decision:{release.namespace}/{release.service}"
+        query = select(META.c.value).where(META.c.name == name)
+        text = self._database.read(lambda connection: connection.execute(query).scalar())
+        kept: dict[str, Any] | None = msgspec.json.decode(text) if text else None
+        return kept if kept and kept["release_id"] == release.release_id else None
 
     def decided_events(self) -> list[Event]:
         """Events that a decision of the judge led to, with what it was derived from, in order."""

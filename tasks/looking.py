@@ -43,7 +43,9 @@ def look(ledger: Ledger, release: Release, canary: CanaryConfig) -> CanaryDecisi
         LOG.warning("%s  no live metrics: %s", release.release_id, error)
         return None
     ledger.add_sample(release.release_id, sample)
-    return judge_kept(ledger, release.release_id, canary)
+    decision = judge_kept(ledger, release.release_id, canary)
+    ledger.keep_decision(release, decision, sample.time_seconds)
+    return decision
 
 
 def judge_kept(ledger: Ledger, release_id: str, canary: CanaryConfig) -> CanaryDecision:
