@@ -12,14 +12,16 @@ from core.settings import Settings
 from rollout.ledger import Ledger
 from rollout.release import Release
 from rollout.times import to_seconds
+from tasks.plotting import draw_release
 from tasks.preparing import Arrived
 from tasks.stages import DayRun, open_run
-from tasks.tracking import publish, report_url, run_url
+from tasks.tracking import publish, publish_version, report_url, run_url
 from validation.gates import as_markdown
 
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.md"
 PLOT_NAME = "stages.png"
+EVIDENCE_PLOT_NAME = "evidence.png"
 STATE_NAMES = {
     ReleaseState.PROMOTED: "Promoted",
     ReleaseState.ROLLED_BACK: "Rolled back",
@@ -54,18 +56,16 @@ def open_release(release_id: str) -> DayRun:
 
 def ended_release(run: DayRun, release_id: str) -> Any:
     """End the release flow in a state named after the release's, with its story as an artifact."""
-    settings = Settings.read()
-    release = Ledger(settings.ledger_url).release(release_id)
-    lines = [
-        f"# Release {release_id}",
-        "",
-        *_release_lines(release),
-        "",
-        "| time | event |",
-        "|---|---|",
-    ]
-    for event in Ledger(settings.ledger_url).events(release_id=release_id):
+    ledger = Ledger(Settings.read().ledger_url)
+    release = ledger.release(release_id)
+    lines = [f"# Release {release_id}", "", *_release_lines(release), "", "| time | event |"]
+    lines.append("|---|---|")
+    for event in ledger.events(release_id=release_id):
         lines.append(f"| {event.time} | {event.kind} |")
+    if release.final and draw_release(ledger, release, run.path(EVIDENCE_PLOT_NAME)):
+        version = release.candidate.model_version
+        if link := publish_version(version, run.path(EVIDENCE_PLOT_NAME)):
+            lines += ["", f"![evidence over time]({link})"]
     create_markdown_artifact("\n".join(lines), key=_key(f"release-{release_id}"))
     name = STATE_NAMES.get(release.state, release.state.value.capitalize())
     return Completed(name=name, message=release.reason or name, data=name)

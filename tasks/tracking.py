@@ -1,6 +1,7 @@
 """The MLflow run that goes with a day: opened at training, the same one until the report."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from registry.runs import Run, start_run
 from tasks.stable import open_registry
@@ -42,10 +43,23 @@ def run_url(run: DayRun) -> str:
     return open_tracking(run).url if has_tracking(run) else ""
 
 
+def publish_version(version: str, path: Path) -> str:
+    """Add a paper to the MLflow run that made a version; return its address, empty without one."""
+    registry = open_registry()
+    run_id = registry.lineage(version).run_id
+    Run(registry.connection, run_id).log_file(path, REPORTS_FOLDER)
+    return _report_url(registry.connection.uri, run_id, path.name)
+
+
 def report_url(run: DayRun, name: str) -> str:
     """Return the address under which MLflow's server shows a published paper; empty without one."""
-    connection = open_registry().connection
-    if not has_tracking(run) or not connection.uri.startswith("http"):
+    if not has_tracking(run):
         return ""
-    run_id = run.path(RUN_ID_NAME).read_text()
-    return f"{connection.uri}/get-artifact?path={REPORTS_FOLDER}/{name}&run_uuid={run_id}"
+    uri = open_registry().connection.uri
+    return _report_url(uri, run.path(RUN_ID_NAME).read_text(), name)
+
+
+def _report_url(uri: str, run_id: str, name: str) -> str:
+    if not uri.startswith("http"):
+        return ""
+    return f"{uri}/get-artifact?path={REPORTS_FOLDER}/{name}&run_uuid={run_id}"

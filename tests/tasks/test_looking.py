@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.evidence import evidence_view
 from cli.verification import decision_problems
 from core.contracts import ArmOutcomes, CanaryDecision, Candidate, CounterSample, Stratum
 from rollout.conductor import Conductor
@@ -15,6 +16,7 @@ from rollout.ledger import Ledger
 from rollout.plan import ReleasePlan
 from rollout.release import Release
 from tasks.looking import judge_kept
+from tasks.plotting import draw_release
 from validation.canary import CanaryConfig
 
 CONFIG = CanaryConfig(requests_min=1, seconds_min=1)
@@ -68,6 +70,7 @@ def decided(ledger: Ledger, conductor: Conductor) -> Release:
         if decision.decision == "rollback":
             break
     assert decision.decision == "rollback"
+    ledger.keep_decision(release, decision, 1e9)
     return conductor.roll_back(release.release_id, decision.reason, "watch", decision=decision)
 
 
@@ -118,3 +121,19 @@ def test_a_process_that_asks_again_says_what_a_new_one_would(
         assert judge_kept(ledger, release_id, CONFIG).reason
     assert judge_kept(ledger, release_id, CONFIG) == judge_kept(other, release_id, CONFIG)
     other.close()
+
+
+def test_a_release_is_drawn_and_shown_from_what_was_kept(
+    ledger: Ledger, decided: Release, tmp_path: Path
+) -> None:
+    assert draw_release(ledger, decided, tmp_path / "evidence.png")
+    assert (tmp_path / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    seen = evidence_view(ledger, decided)
+    assert seen is not None
+    assert seen.decision == "rollback"
+    assert seen.metrics["errors"].roll_back == 1.0
+    assert seen.metrics["errors"].promote == 0.0
+    assert seen.metrics["errors"].difference == pytest.approx(0.5)
+    first = ledger.releases("assistant")[-1]
+    assert evidence_view(ledger, first) is None
+    assert not draw_release(ledger, first, tmp_path / "nothing.png")
