@@ -32,7 +32,7 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: help install run test test-slow programs up down check bench lock clean platform
+.PHONY: help install run test test-slow chaos programs up down check bench lock clean platform
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: programs $(STAMP) ## set up and run the tests (under 15 minutes on two cor
 
 test-slow: programs $(STAMP) ## run the tests that take longer than `make test` allows
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+chaos: $(STAMP) ## kill, stop, fill and race real processes at every boundary; prints a table
+	@$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos' -q $(ARGS)
 
 programs: ## install the programs that tests drive, or say which tests will be skipped
 	@tests/programs.sh $(PROGRAMS)

@@ -1,4 +1,4 @@
-"""Engines are killed, or stopped beyond their lease, at every boundary of their work, under load."""
+"""Engines are killed, or stopped beyond their lease, at every boundary, under load."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from chaos_world import Engine, World
 
 Fate = Callable[[World, Engine, str], bool]
 BOUNDARIES_MAX = 200
-AT_SOME = (9, 20)
+AT_SOME = (20,)
 SOME = pytest.param(AT_SOME, id="some")
 ALL = pytest.param(range(1, BOUNDARIES_MAX), id="all", marks=pytest.mark.chaos)
 SECONDS_MAX = 3600

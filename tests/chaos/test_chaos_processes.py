@@ -68,7 +68,9 @@ def test_a_process_killed_at_each_boundary_of_a_release_in_turn(world: World, vi
 
 
 @pytest.mark.timeout(SECONDS_MAX)
-@pytest.mark.parametrize("victim", ["gateway", "control plane"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param("gateway", marks=pytest.mark.chaos), "control plane"]
+)
 def test_a_process_killed_between_two_steps_loses_only_what_it_had_in_hand(
     world: World, victim: str
 ) -> None:
