@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
 from pydantic import Field, SecretStr, ValidationError
 
@@ -80,11 +81,11 @@ def hear_answer(run: DayRun, release: Release) -> Release:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise RefusedError("a form is shown by a flow's run; nobody runs one here")
-    refused = take_answers(release, context.flow_run.id)
-    current = begin_release(run, release.release_id)
+    heard = take_answers(release, context.flow_run.id)
+    current = begin_release(run, release.release_id) if heard else release
     if may_ask(current):
         LOG.info("%s  awaits approval", current.release_id)
-        page = evidence_page(current, refused)
+        page = evidence_page(current, tuple(filter(None, heard)))
         suspend_flow_run(
             wait_for_input=ApprovalForm.with_initial_data(description=page),
             timeout=_seconds_left(current),
@@ -96,11 +97,11 @@ def hear_answer(run: DayRun, release: Release) -> Release:
 def take_answers(release: Release, flow_run_id: UUID) -> tuple[str, ...]:
     """Write every submitted form into the ledger and delete it, code and all, from Prefect.
 
-    Returns why answers were not taken.
+    Returns for each of them why it was not taken, "" where it was.
     """
     settings, ledger = Settings.read(), open_conductor().ledger
     approvers = Approvers(settings.approvers_file)
-    refused = []
+    heard = []
     with _client() as client:
         found = client.filter_flow_run_input(flow_run_id, KEY_PREFIX, ANSWERS_MAX, set())
         for item in found:
@@ -108,13 +109,14 @@ def take_answers(release: Release, flow_run_id: UUID) -> tuple[str, ...]:
                 continue
             try:
                 record_answer(ledger, approvers, _read(release, item.key, item.value))
+                heard.append("")
             except (RefusedError, NotFoundError) as error:
                 LOG.warning("%s  answer not taken: %s", release.release_id, error)
-                refused.append(str(error))
+                heard.append(str(error))
             finally:
                 client.delete_flow_run_input(flow_run_id, item.key)
                 _erase(settings)
-    return tuple(refused)
+    return tuple(heard)
 
 
 def resume_runs(release_id: str) -> int:
@@ -228,7 +230,7 @@ def _client() -> Iterator[SyncPrefectClient]:
     """Prefect's API. Raises UnavailableError when it does not answer."""
     import httpx
 
-    if not Settings.read().prefect_url:
+    if not (Settings.read().prefect_url or PREFECT_API_URL.value()):
         raise UnavailableError("no Prefect server is known; `serin up` starts one")
     try:
         with get_client(sync_client=True) as client:

@@ -7,7 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from core.contracts import CanaryDecision, ReleaseState
-from core.errors import SerinError
+from core.errors import SerinError, UnavailableError
 from core.settings import Settings
 from observability.metrics import scrape
 from rollout.conductor import Conductor
@@ -18,6 +18,7 @@ from tasks.approving import continue_release, resume_runs
 from tasks.looking import look
 from tasks.releasing import open_conductor, settle_release
 from tasks.reporting import open_release
+from tasks.stages import LOG
 from validation.canary import CanaryConfig
 
 SETTLED_NAME = "settled"
@@ -74,7 +75,10 @@ def start_next(release_id: str) -> None:
 def settle_left(release_id: str) -> None:
     """Point the registry's aliases at a release that somebody else ended, such as the keeper."""
     settle_release(open_release(release_id), release_id)
-    resume_runs(release_id)  # one that still waits for an answer ends now
+    try:
+        resume_runs(release_id)  # one that still waits for an answer ends now
+    except UnavailableError as error:
+        LOG.warning("%s  its run is not resumed: %s", release_id, error)
     _settled_path(Settings.read()).write_text(release_id)
 
 
