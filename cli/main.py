@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "approver": ("cli.approvals:approver", "Say who may approve and reject releases."),
     "rollback": ("cli.release:rollback", "Take traffic back to the version before."),
     "judge": ("cli.judge:judge", "Replay a recorded canary through the judge."),
+    "alert-rule": ("cli.alert_rule:alert_rule", "Print the classic rule as a PrometheusRule."),
     "quarantine": ("cli.data:quarantine", "List the records that were refused, with reasons."),
     "gc": ("cli.data:gc", "Delete what nothing refers to any more (dry run by default)."),
 }
