@@ -18,7 +18,7 @@ from rollout.events import CHECKED, Event, ServingShare, body_text, chain_proble
 from rollout.release import HELD_STATES, Release
 from rollout.schema import EVENTS, META, RELEASES, REVISIONS, SAMPLES, prepare
 from rollout.times import to_iso
-from rollout.writer import Writer, in_states, one_release, read_head, read_releases
+from rollout.writer import Writer, clock_went_back, in_states, one_release, read_head, read_releases
 
 T = TypeVar("T")
 PROBLEMS_MAX = 100
@@ -185,18 +185,20 @@ class Ledger:
         It is the last one written, of those dated no later: where the clock was set back, the
         order of events counts. A share is dated when it was seen to be live, not when asked for.
         """
-        last = (
-            select(func.max(EVENTS.c.seq))
+        query = (
+            select(EVENTS)
             .where(EVENTS.c.namespace == namespace, EVENTS.c.service == service)
             .where(EVENTS.c.serving != "", EVENTS.c.time <= to_iso(time_seconds))
         )
+        last = select(func.max(query.subquery().c.seq))
+        by_time = query.order_by(EVENTS.c.time.desc(), EVENTS.c.seq.desc()).limit(1)
 
         def work(connection: Connection) -> Event | None:
-            seq = connection.execute(last).scalar_one()
-            if seq is None:
-                return None
-            row = connection.execute(select(EVENTS).where(EVENTS.c.seq == seq)).mappings().one()
-            return read_event(dict(row))
+            found = by_time
+            if clock_went_back(connection):  # rare, and slower: looks at every event up to then
+                found = select(EVENTS).where(EVENTS.c.seq == last.scalar_subquery())
+            row = connection.execute(found).mappings().first()
+            return read_event(dict(row)) if row else None
 
         return self._database.read(work)
 

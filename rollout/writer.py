@@ -19,6 +19,7 @@ from rollout.times import to_iso
 
 COLUMNS = ("state", "epoch", "holder", "lease_until", "writes")
 """Fields of a release whose truth is the database column, not the text beside it."""
+CLOCK_WENT_BACK = "clock_went_back"
 
 
 class Writer:
@@ -192,6 +193,7 @@ class Writer:
             "body": body_text(body),
             "serving": serving_text(serving),
         }
+        self._note_clock(seq)
         linked = chain(row, previous)
         self._connection.execute(insert(EVENTS).values(**linked))
         head = f"{seq + 1}:{linked['hash']}"
@@ -201,12 +203,25 @@ class Writer:
             self._connection.execute(update(META).where(META.c.name == "head").values(value=head))
         return seq + 1
 
+    def _note_clock(self, last_seq: int) -> None:
+        """Remember that some event is dated before an earlier one: times then tell no order."""
+        query = select(EVENTS.c.time).where(EVENTS.c.seq == last_seq)
+        last = self._connection.execute(query).scalar_one_or_none()
+        if last is not None and self.now < last and not clock_went_back(self._connection):
+            self._connection.execute(insert(META).values(name=CLOCK_WENT_BACK, value=self.now))
+
     def _next_id(self) -> str:
         prefix = f"r-{self.now[:10].replace('-', '')}-"
         column = RELEASES.c.release_id
         query = select(func.max(column)).where(column > prefix, column < prefix + "~")
         last = self._connection.execute(query).scalar_one_or_none()
         return f"{prefix}{int(last.removeprefix(prefix)) + 1 if last else 1:04d}"
+
+
+def clock_went_back(connection: Connection) -> bool:
+    """Whether any event is dated before one that was written earlier."""
+    query = select(META.c.value).where(META.c.name == CLOCK_WENT_BACK)
+    return connection.execute(query).first() is not None
 
 
 def read_head(connection: Connection) -> tuple[int, str]:

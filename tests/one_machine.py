@@ -30,7 +30,7 @@ SERVICE = "assistant"
 LONG_SECONDS = 60.0
 ANSWERING = (sys.executable, "-S", str(ROOT / "tests" / "answering_predictor.py"))
 """The command of a predictor without a model, which starts at once."""
-LOCAL = {
+LOCAL: dict[str, float] = {
     "tick_seconds": 0.05,
     "probe_seconds": 0.1,
     "probe_loading_seconds": 0.02,
@@ -57,7 +57,7 @@ class OneMachine:
 
     home: Path
     predictor: Sequence[str] = ()
-    environment: dict[str, str] = field(default_factory=dict)
+    config: dict[str, float] = field(default_factory=lambda: dict(LOCAL))
     processes: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
     kube_url: str = ""
     gateway_url: str = ""
@@ -83,7 +83,7 @@ class OneMachine:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment},
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -101,7 +101,7 @@ class OneMachine:
     def start_control_plane(self) -> None:
         """Start the control plane, on the port that it had before."""
         config, port_file = self.home / "local.json", self.home / "control.port"
-        config.write_text(json.dumps(LOCAL))
+        config.write_text(json.dumps(self.config))
         port_file.unlink(missing_ok=True)
         predictor = ("--predictor-command", shlex.join(self.predictor)) if self.predictor else ()
         self.spawn(
