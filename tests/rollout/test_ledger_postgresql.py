@@ -1,5 +1,6 @@
 """The same ledger on a real PostgreSQL server, started for these tests when it is installed."""
 
+import json
 import os
 import pwd
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from release_scenarios import ROLL_BACK, SERVICE, begin, bundle, candidate, finish, plan, promote
 from sqlalchemy import Connection, text
 
+from cli.history import history
 from core.contracts import CounterSample, ReleaseState
 from core.errors import ConfigurationError, ConflictError, FencedError, UnavailableError
 from rollout.conductor import Conductor
@@ -144,6 +146,28 @@ def test_releases_and_rollbacks_run_on_it(
     assert again.serving_at(SERVICE, now + 60)[0].model_version == "1"
     seconds.close()
     again.close()
+
+
+def test_history_is_told_from_it(
+    ledger: Ledger,
+    services: FakeInferenceServices,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    conductor = Conductor(ledger, services, "flow")
+    promote(conductor, "1")
+    promote(conductor, "2", "1")
+    monkeypatch.setenv("SERIN_LEDGER_URL", url)
+    asked = {"json_output": True, "at": None, "release": None, "limit": None, "verify": True}
+    changes = [event for event in ledger.events() if event.serving]
+    assert len(changes) >= 4
+    for event in changes:
+        history(**{**asked, "at": event.time})  # type: ignore[arg-type]
+        seen = json.loads(capsys.readouterr().out)
+        assert (seen["seq"], seen["hash"]) == (event.seq, event.hash)
+    history(**{**asked, "release": changes[-1].release_id})  # type: ignore[arg-type]
+    assert json.loads(capsys.readouterr().out)["state"] == "PROMOTED"
 
 
 def test_the_database_enforces_one_active_release_epochs_and_leases(ledger: Ledger) -> None:
