@@ -64,14 +64,12 @@ class Desk:
     def candidate(self, quality: float) -> Candidate:
         """Register another version; its evidence says `quality`."""
         number = len(self.versions) + 1
-        bundle = self.bundles[number % 2]
         stable = self.ledger.stable(SERVICE)
+        served = Path(stable.candidate.bundle_uri).name if stable else ""
+        bundle = next(path for path in self.bundles if path.name != served)
         folder = self.settings.home / "desk" / str(number)
         adapter = folder / "adapter"
-        (adapter / "tokenizer").mkdir(parents=True)
-        (adapter / "adapter_model.safetensors").write_text(f"weights {number}")
-        (adapter / "adapter_config.json").write_text('{"r": 16}')
-        (adapter / "tokenizer" / "tokenizer.json").write_text("{}")
+        _make_adapter(adapter, number)
         drift = folder / "drift.html"
         drift.write_text("<p>no drift at all</p>")
         verdict = _verdict(quality, drift)
@@ -147,8 +145,14 @@ class Desk:
         return found
 
     def ask(self, release: Release) -> str:
-        """Let the watch find the release; return the run that then waits for an answer."""
-        self.run_flow("watch", {})
+        """Start the release's deployment as one does in the UI; return the run that then waits."""
+        api = self.settings.prefect_url
+        found = httpx.get(f"{api}/deployments/name/release/release").raise_for_status().json()
+        body = {"parameters": {"release_id": release.release_id}}
+        httpx.post(f"{api}/deployments/{found['id']}/create_flow_run", json=body).raise_for_status()
+        return self.wait_asked(release)
+
+    def wait_asked(self, release: Release) -> str:
         self.wait(lambda: self.suspended(release.release_id), "the run to ask for approval")
         return str(self.suspended(release.release_id))
 
@@ -172,9 +176,8 @@ def open_desk(stack: Stack, bundle: Path) -> Iterator[Desk]:
             cwd=ROOT, env=desk.environment, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     try:
-        first = desk.propose(0.5)
-        parameters = {"release_id": first.release_id, "canary": CANARY}
-        assert desk.run_flow("release", parameters)["name"] == "Promoted"
+        first = desk.conductor.start(desk.propose(0.5).release_id)
+        desk.wait(lambda: desk.conductor.advance(first.release_id).final, "the first version")
         _shorten_canaries(desk)
         yield desk
     finally:
@@ -183,6 +186,13 @@ def open_desk(stack: Stack, bundle: Path) -> Iterator[Desk]:
         if body is not None:
             client.delete(settings.namespace, SERVICE, body["metadata"]["uid"])
         ledger.close()
+
+
+def _make_adapter(folder: Path, number: int) -> None:
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_text(f"weights {number}")
+    (folder / "adapter_config.json").write_text('{"r": 16}')
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
 
 
 def _verdict(quality: float, drift: Path) -> Verdict:
@@ -225,9 +235,10 @@ def _shorten_canaries(desk: Desk) -> None:
 
 
 def _end(worker: "subprocess.Popen[bytes]") -> None:
+    """End the worker and the flow runs that it started."""
     processes = psutil.Process(worker.pid).children(recursive=True)
     os.killpg(worker.pid, signal.SIGTERM)
-    _, left = psutil.wait_procs(processes, 20)
+    _, left = psutil.wait_procs([psutil.Process(worker.pid), *processes], 10)
     for process in left:
         process.kill()
     worker.wait(20)
