@@ -9,13 +9,15 @@ import msgspec
 
 from core.contracts import Answer, Evidence, Figure, Record, SnapshotRef, Verdict
 from core.errors import NotFoundError
+from core.manifests import verify_bundle
 from core.settings import Settings
 from lake.snapshots import load_rows
 from tasks.answering import model, remembering
 from tasks.preparing import Evaluation, earlier_training
 from tasks.stable import open_registry, stable_bundle, stable_version
 from tasks.stages import DayRun, stage
-from training.bundle import BundleRef
+from training.bundle import WEIGHTS_FOLDER, BundleRef
+from training.reference import reference_answers
 from validation.drift import drift_gate
 from validation.gates import GatesConfig, combine
 from validation.leakage import leakage_gate
@@ -27,6 +29,7 @@ REFERENCE_ROWS_MAX = 20_000
 DRIFT_REPORT = "drift.html"
 VERDICT_NAME = "verdict.json"
 JUDGED_FOLDER = "judged"
+ENGINE = "openvino"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +119,17 @@ def judge_bundle(judged: Judged) -> Verdict:
     bundle = (Path(judged.bundle_path), judged.bundle_digest)
     stable = stable_bundle()
     with ExitStack() as running:
-        ask = running.enter_context(_model(run, config, *bundle, "openvino"))
-        ask_reference = running.enter_context(_model(run, config, *bundle, "reference"))
+        ask = running.enter_context(_model(run, config, *bundle))
         ours = score(config.quality, records, ask)
         theirs = None
         if stable is not None:
-            ask_stable = running.enter_context(_model(run, config, *stable, "openvino"))
+            ask_stable = running.enter_context(_model(run, config, *stable))
             theirs = score(config.quality, records, ask_stable)
         safety = safety_gate(config.safety, ask)
         chosen = parity_records(config.parity, records)
         compiled = score(config.quality, chosen, ask)
-        parity = parity_gate(config.parity, compiled, score(config.quality, chosen, ask_reference))
+        expected = score(config.quality, chosen, _reference(config, *bundle))
+        parity = parity_gate(config.parity, compiled, expected)
     known = _known_slices(records)
     verdict = combine(
         [
@@ -154,12 +157,21 @@ def _judged_path(bundle_digest: str) -> Path:
 
 
 @contextmanager
-def _model(
-    run: DayRun, config: GatesConfig, bundle: Path, digest: str, engine: str
-) -> Iterator[Answer]:
+def _model(run: DayRun, config: GatesConfig, bundle: Path, digest: str) -> Iterator[Answer]:
     """A predictor of a bundle whose answers are kept: the same bundle answers the same."""
     tokens = config.answer_tokens_max
-    memory = Settings.read().folder("answers") / f"{digest}-{engine}-{tokens}.json"
-    log = run.path(f"{engine}-{digest[:12]}.log")
-    with model(bundle, digest, engine, log, tokens) as answer:
-        yield remembering(answer, memory)
+    log = run.path(f"{ENGINE}-{digest[:12]}.log")
+    with model(bundle, digest, ENGINE, log, tokens) as answer:
+        yield remembering(answer, _memory(digest, ENGINE, tokens))
+
+
+def _reference(config: GatesConfig, bundle: Path, digest: str) -> Answer:
+    """The bundle's merged weights without compilation, in this process; answers are kept too."""
+    tokens = config.answer_tokens_max
+    verify_bundle(bundle, digest)
+    answer = reference_answers(bundle / WEIGHTS_FOLDER, tokens)
+    return remembering(answer, _memory(digest, "reference", tokens))
+
+
+def _memory(digest: str, engine: str, tokens: int) -> Path:
+    return Settings.read().folder("answers") / f"{digest}-{engine}-{tokens}.json"

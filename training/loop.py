@@ -66,7 +66,7 @@ def fit(
 
     device = choose_device(config)
     threads = config.threads or threads_for(model)
-    with _threads(threads), torch.random.fork_rng(_fork_devices(device)):
+    with limited_threads(threads), torch.random.fork_rng(_fork_devices(device)):
         torch.manual_seed(config.seed)
         learner = _Fit(model, examples, config, job, checkpoints, device, rate_of)
         return learner.run(on_metrics, label)
@@ -351,7 +351,7 @@ def _fork_devices(device: str) -> list[str]:
 
 
 @contextmanager
-def _threads(threads: int) -> Iterator[None]:
+def limited_threads(threads: int) -> Iterator[None]:
     """Use `threads` CPU threads, then what the process used before."""
     import torch
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from core.contracts import Record
+from core.contracts import Message, Record
 from core.digests import digest_files
-from core.errors import IntegrityError
+from core.errors import InputError, IntegrityError
 from core.manifests import read_manifest, verify_bundle
 from tests.training.greedy import greedy
 from training.base import BaseRef, load_model
@@ -17,6 +17,7 @@ from training.batches import encode_prompt, load_tokenizer
 from training.bundle import BundleRef, build_bundle
 from training.config import BundleConfig
 from training.lora import AdapterRef, load_adapter
+from training.reference import reference_answers
 
 
 def test_a_bundle_is_named_by_its_content(
@@ -77,6 +78,23 @@ def test_the_compiled_bundle_answers_like_the_reference(
     assert len(asked) == 20
     assert compiled_answers(bundle.path, asked) == reference
     assert set(reference) <= {row.response for row in rows}
+
+
+def test_the_reference_answers_one_by_one_and_leaves_out_what_has_no_room(
+    bundle: BundleRef, rows: list[Record]
+) -> None:
+    import torch
+
+    weights = bundle.path / "weights"
+    answer = reference_answers(weights, tokens_max=12)
+    before = torch.get_num_threads()
+    asked = [record.messages for record in rows[::16]]
+    expected = greedy(load_model(weights), load_tokenizer(weights), rows[::16])
+    assert list(answer(asked)) == expected
+    assert list(answer([(Message("user", "word " * 2000),), asked[0]])) == ["", expected[0]]
+    assert torch.get_num_threads() == before
+    with pytest.raises(InputError):
+        reference_answers(bundle.path / "nothing", 12)(asked[:1])
 
 
 def test_fp32_weights_are_kept_when_asked_for(
