@@ -151,7 +151,12 @@ def settle_release(run: DayRun, release_id: str) -> Release:
 
 def _operator() -> str:
     """Who runs this, where a person does: a deployment's run does not say who started it."""
-    return "" if runtime.deployment.id else getpass.getuser()
+    if runtime.deployment.id:
+        return ""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return ""
 
 
 def _with_verdict(candidate: Candidate, verdict_digest: str) -> Candidate:

@@ -134,6 +134,7 @@ def test_two_approvers_by_command_line_let_the_canary_begin(
         assert traces(desk, code) == []
 
 
+@pytest.mark.slow
 def test_an_approval_given_while_prefect_is_away_is_kept_and_honoured_later(
     desk: Desk, approvers: None, traffic: LoadGenerator
 ) -> None:
