@@ -120,7 +120,9 @@ class World:
         conductor = self.machine.conductor(self.ledger, "earlier")
         stable = self.stable_version()
         self.version += 1
-        plan = ReleasePlan(shares=(50, 100), step_seconds_min=0, step_requests_min=0)
+        plan = ReleasePlan(
+            shares=(50, 100), step_seconds_min=0, step_requests_min=0, lease_seconds=1
+        )
         proposed = conductor.propose(self.machine.candidate(str(self.version), stable), plan)
         conductor.start(proposed.release_id)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from chaos_world import IN_FLIGHT_MAX, Case, Engine, World
+from chaos_world import IN_FLIGHT_MAX, World
 
 from tests.one_machine import until
 
@@ -130,18 +130,33 @@ def test_two_keepers_end_an_abandoned_release_once(world: World) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(SECONDS_MAX)
-@pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 6, 9])
-def test_two_raced_releases_end_one_after_the_other_or_not_at_all(world: World, at: int) -> None:
-    """Both stop at the same boundary, and then go on together."""
+@pytest.mark.parametrize("at", [1, 2])
+def test_two_raced_releases_leave_one_version(world: World, at: int) -> None:
+    """Both stop before, or just after, they are proposed, and then go on together."""
     case = world.case(f"two releases raced from boundary {at}")
     engines = [world.engine("release", at, lease_seconds=LEASE_SECONDS) for _ in range(2)]
     assert all([engine.stopped() for engine in engines])
     for engine in engines:
         engine.resume()
-    _ended(case, engines)
-
-
-def _ended(case: Case, engines: list[Engine]) -> None:
     until(lambda: all([engine.ended() for engine in engines]), "both engines' end")
+    case.fault()
+    case.done()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(SECONDS_MAX)
+@pytest.mark.parametrize("at", [3, 4, 6, 9, 20, 30])
+def test_a_release_proposed_beside_another_waits_for_it(world: World, at: int) -> None:
+    first = world.engine("release", at, lease_seconds=LEASE_SECONDS)
+    assert first.stopped()
+    case = world.case(f"second release while the first is at {at}, {world.where()}")
+    second = world.engine("release", 0, lease_seconds=LEASE_SECONDS)
+    version = str(world.version)
+    until(
+        lambda: world.ledger.releases(limit=1)[0].candidate.model_version == version,
+        "the second proposal",
+    )
+    first.resume()
+    until(lambda: first.ended() and second.ended(), "both engines' end")
     case.fault()
     case.done()
