@@ -192,11 +192,21 @@ class Stratum:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """Prompts that both versions answered and that a reference scored, in whole percent each."""
+
+    canary_percent: int
+    stable_percent: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class CounterSample:
     """One scrape: `time_seconds` since the epoch, the declared canary share in 0..1, both arms.
 
     `process` names the process that counted: another name means that every count began anew.
-    `strata` are the settled outcomes of the two revisions' comparison, oldest share first.
+    `strata` are the settled outcomes of the two revisions' comparison, oldest share first; `pairs`
+    count what shadow calls have shown of them, in the order of both scores.
     """
 
     time_seconds: float
@@ -205,6 +215,7 @@ class CounterSample:
     canary: ArmCounters | None
     process: str = ""
     strata: tuple[Stratum, ...] = ()
+    pairs: tuple[ScoredPairs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from core.contracts import (
     ArmCounters,
     ArmOutcomes,
     CounterSample,
+    ScoredPairs,
     Stratum,
 )
 from core.counters import ArmIncrease, histogram_quantile, increase
@@ -23,6 +24,7 @@ from core.errors import UnavailableError
 
 PREFIX = "serin_gateway_"
 SETTLED = PREFIX + "settled_"
+SHADOW_PAIRS = PREFIX + "shadow_pairs_total"
 SCORE_MAX = 100
 SCRAPE_BYTES_MAX = 64 << 20
 Labels = Mapping[str, str]
@@ -71,6 +73,7 @@ def parse_sample(text: str, service: str, time_seconds: float) -> CounterSample:
     share, process, arms = 0.0, "", {}
     settled: dict[tuple[str, str], _Settled] = {}
     counts: dict[tuple[str, str], _Counts] = {}
+    paired: dict[tuple[str, str], list[ScoredPairs]] = {}
     for name, labels, value in _series(text):
         if name == PREFIX + "process":
             process = labels.get("process", "")
@@ -84,15 +87,20 @@ def parse_sample(text: str, service: str, time_seconds: float) -> CounterSample:
         elif name.startswith(SETTLED):
             pair = labels.get("canary", ""), labels.get("stable", "")
             settled.setdefault(pair, _Settled()).add(name, labels, value)
+        elif name == SHADOW_PAIRS:
+            pair = labels.get("canary", ""), labels.get("stable", "")
+            paired.setdefault(pair, []).append(_scored_pairs(labels, value))
         else:
             counts.setdefault(key, _Counts()).add(name, labels, value)
     found = {
         arm: counts.get((arm, revision), _Counts()).counters(revision)
         for arm, revision in arms.items()
     }
-    strata = settled.get((arms.get("canary", ""), arms.get("stable", "")), _Settled()).strata()
+    compared = arms.get("canary", ""), arms.get("stable", "")
+    strata = settled.get(compared, _Settled()).strata()
+    pairs = sorted(paired.get(compared, ()), key=lambda at: (at.canary_percent, at.stable_percent))
     return CounterSample(
-        time_seconds, share, found.get("stable"), found.get("canary"), process, strata
+        time_seconds, share, found.get("stable"), found.get("canary"), process, strata, tuple(pairs)
     )
 
 
@@ -207,6 +215,20 @@ class _Settled:
             Stratum(share, _outcomes(arms.get("stable", {})), _outcomes(arms.get("canary", {})))
             for share, arms in self._counts.items()
         )
+
+
+def _scored_pairs(labels: Labels, value: float) -> ScoredPairs:
+    """Read one count of pairs; raises UnavailableError for one that cannot be."""
+    try:
+        canary, stable = int(labels["canary_score"]), int(labels["stable_score"])
+    except (KeyError, ValueError) as error:
+        raise UnavailableError(f"{SHADOW_PAIRS} has no scores: {error}") from error
+    if not (0 <= canary <= SCORE_MAX and 0 <= stable <= SCORE_MAX and value >= 0):
+        raise UnavailableError(
+            f"{SHADOW_PAIRS} counts {value} at scores {canary} and {stable}, which cannot be; "
+            "restart the gateway with the same version of Serin"
+        )
+    return ScoredPairs(canary, stable, int(value))
 
 
 def _outcomes(counts: Mapping[str, dict[int, int]]) -> ArmOutcomes:

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        config = read_config(options.config)
+        config = read_config(options.config or _own_config(options.home))
         gateway = Gateway(config, options.home)
         listener = _inherited(options.fd) if options.fd is not None else _bound(options.port)
     except SerinError as error:
@@ -70,8 +70,17 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     where.add_argument("--fd", type=int, help="number of an inherited listening socket")
     where.add_argument("--port", type=int, help="port on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--port-file", type=Path, help="file to write the port to")
-    parser.add_argument("--config", type=Path, help="YAML file with the gateway's limits")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="YAML file with the gateway's limits; without it the home's gateway.yaml, if any",
+    )
     return parser.parse_args(arguments)
+
+
+def _own_config(home: Path) -> Path | None:
+    path = home / "gateway.yaml"
+    return path if path.exists() else None
 
 
 def _inherited(number: int) -> socket.socket:

@@ -20,7 +20,7 @@ from serving.gateway.feedback import FEEDBACK_BYTES_MAX, Feedback
 from serving.gateway.health import Health
 from serving.gateway.limits import Admission, Body, Budget, Full
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
-from serving.gateway.proxy import DEADLINE_HEADER, Job, Proxy
+from serving.gateway.proxy import Job, Proxy
 from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
 from serving.gateway.response_ids import (
     RESPONSE_ID_HEADER,
@@ -31,7 +31,8 @@ from serving.gateway.response_ids import (
 )
 from serving.gateway.routes import Routes, RoutesFile
 from serving.gateway.settlement import Draw, Settlement
-from serving.gateway.upstream import Upstream
+from serving.gateway.shadow import SHADOW_HEADER, Shadow
+from serving.gateway.upstream import DEADLINE_HEADER, Upstream
 
 PREFIX = "/openai/v1/"
 GENERATING = frozenset((PREFIX + "chat/completions", PREFIX + "completions"))
@@ -44,7 +45,7 @@ NOT_PASSED = frozenset(
         b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
         b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision",
-        DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
+        SHADOW_HEADER.encode(), DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
     )
 )  # fmt: skip
 CLOSING: tuple[Header, ...] = ((b"connection", b"close"),)
@@ -81,7 +82,8 @@ class Gateway:
         self._feedback = Feedback(ids, self.settlement, evaluators, config.scored_max)
         self._upstream = Upstream(config)
         self.health = Health(config, self.balancer, self._upstream.ready)
-        self._proxy = Proxy(config, self.balancer, self.health, self._upstream, ids)
+        self._shadow = Shadow(config, self.balancer, home)
+        self._proxy = Proxy(config, self.balancer, self.health, self._upstream, ids, self._shadow)
         self._admission = Admission(
             config.concurrency_max, config.waiting_max, config.waiting_seconds_max
         )
@@ -93,6 +95,7 @@ class Gateway:
         self.balancer.apply(routes)
         self.metrics.apply(routes.generation, self.balancer.services.values())
         self.settlement.apply(self.balancer.services.values())
+        self._shadow.apply(self.balancer.services.values())
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: the process's lifespan or one request."""
@@ -104,11 +107,13 @@ class Gateway:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await self._upstream.start()
+        self._shadow.start()
         self.health.start()
         self._file.watch(self._config.routes_poll_seconds)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._file.close()
+        await self._shadow.close()
         await self.health.close()
         await self._upstream.close()
         await send({"type": "lifespan.shutdown.complete"})
@@ -188,9 +193,8 @@ class Gateway:
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
         if path == "/metrics":
-            text = self.metrics.exposition(
-                self.health.ejections, self._admission.waiting, self.settlement.lines()
-            )
+            more = (*self.settlement.lines(), *self._shadow.lines())
+            text = self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
             return 200, [(b"content-type", CONTENT_TYPE)], text
         if path == "/healthz":
             return _json({"status": "ok", "generation": self.balancer.routes.generation})

@@ -114,6 +114,44 @@ class GatewayConfig(BaseModel):
         description="key of the hash that sends a conversation to an arm; a secret keeps "
         "clients from choosing theirs",
     )
+    shadow_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of stable's answered requests that are sent to the canary as well",
+    )
+    shadow_concurrency_max: int = Field(
+        default=2, ge=1, le=64, description="shadow calls in work at once, scoring included"
+    )
+    shadow_waiting_max: int = Field(
+        default=16,
+        ge=0,
+        le=1024,
+        description="shadow calls that may wait; further ones are not made",
+    )
+    shadow_seconds_max: float = Field(
+        default=10.0, gt=0, description="longest time for a shadow call"
+    )
+    shadow_busy_max: int = Field(
+        default=4, ge=0, description="client requests in work at the canary above which it rests"
+    )
+    shadow_bytes_max: int = Field(
+        default=65_536, ge=1024, description="largest request with its answer that is shadowed"
+    )
+    shadow_prompts_max: int = Field(
+        default=100_000,
+        ge=0,
+        description="scored prompts remembered per comparison, so that each counts once; further "
+        "ones are no observations",
+    )
+    shadow_scorer_url: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="where {messages, answer} is posted for a {score} from 0 to 1",
+    )
+    shadow_scorer_seconds_max: float = Field(
+        default=5.0, gt=0, description="longest time for a score"
+    )
     seed: int | None = Field(default=None, description="seed of the draw, for tests only")
 
     @model_validator(mode="after")

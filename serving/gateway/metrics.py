@@ -113,7 +113,7 @@ class Metrics:
     def exposition(
         self, ejections: dict[str, int], waiting: int, settled: Iterable[str] = ()
     ) -> bytes:
-        """Return everything in Prometheus' text format; `settled` are a settlement's lines."""
+        """Return everything in Prometheus' text format; `settled` are lines of other counters."""
         lines = [
             *self._arm_lines(),
             *self._histogram_lines(),

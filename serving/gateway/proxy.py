@@ -17,10 +17,15 @@ from serving.gateway.relay import answer_headers, read_start, relay
 from serving.gateway.reply import Refusal, Reply
 from serving.gateway.response_ids import PREFIXES, RESPONSE_ID_HEADER, Mark, ResponseIds
 from serving.gateway.settlement import UNANSWERED_SECONDS, Draw
-from serving.gateway.upstream import READING, AttemptFailed, Upstream
+from serving.gateway.shadow import Shadow
+from serving.gateway.upstream import (
+    DEADLINE_HEADER,
+    READING,
+    REVISION_HEADER,
+    AttemptFailed,
+    Upstream,
+)
 
-DEADLINE_HEADER = "x-serin-deadline-seconds"
-REVISION_HEADER = "x-serin-revision"
 BLOCKED_HEADER = "x-serin-blocked"
 """An answer that safety rules held back says so with this header (any value but 0)."""
 
@@ -48,6 +53,8 @@ class Job:
     """The answer was held back by safety rules."""
     named: str = ""
     """The revision that the answer's id names now."""
+    answer: bytes | None = None
+    """The drawn arm's answer, where the client got it whole."""
 
     def settle(self, outcome: Outcome, seconds: float) -> None:
         """Give the observation its outcome; only the first call counts."""
@@ -65,12 +72,14 @@ class Proxy:
         health: Health,
         upstream: Upstream,
         ids: ResponseIds,
+        shadow: Shadow,
     ) -> None:
         self._config = config
         self._balancer = balancer
         self._health = health
         self._upstream = upstream
         self._ids = ids
+        self._shadow = shadow
 
     async def answer(self, job: Job, reply: Reply) -> None:
         """Answer the client and count the outcome for the drawn arm, exactly once."""
@@ -93,6 +102,8 @@ class Proxy:
             seconds = time.monotonic() - started
             job.settle(outcome, seconds)
             job.series.finish("error" if job.failed else outcome, seconds)
+        if outcome == "ok" and not job.failed and job.arm.name == "stable" and job.answer:
+            self._shadow.offer(job.service, job.arm, job.path, job.headers, job.body, job.answer)
 
     def _name(self, job: Job, reply: Reply, arm: Arm) -> None:
         """Let the answer's id name the revision that is asked for it.
@@ -183,6 +194,7 @@ class Proxy:
             job.blocked = answer.headers.get(BLOCKED_HEADER, "0") != "0"
             if whole:
                 await reply.whole(answer.status, answer_headers(answer), start)
+                job.answer = start
             else:
                 whole = await relay(answer, start, reply)
             return _outcome(answer.status) if whole else "error"

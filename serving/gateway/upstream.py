@@ -12,6 +12,8 @@ from yarl import URL
 from serving.gateway.balancer import Endpoint
 from serving.gateway.config import GatewayConfig
 
+DEADLINE_HEADER = "x-serin-deadline-seconds"
+REVISION_HEADER = "x-serin-revision"
 IDLE_SECONDS = 2.0
 """An unused connection is closed before the predictor's server does it (5 s): no race between
 its close and our next request."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from core.contracts import (
@@ -15,6 +16,7 @@ from core.contracts import (
     ArmCounters,
     ArmOutcomes,
     CounterSample,
+    ScoredPairs,
     Stratum,
 )
 from core.errors import UnavailableError
@@ -168,6 +170,32 @@ def test_settled_counts_that_cannot_be_placed_are_refused(more: str) -> None:
     line = f"serin_gateway_settled_latency_total{{{PAIR},{more}}} 1\n"
     with pytest.raises(UnavailableError, match="settled"):
         parse_sample(settled_page() + line, "assistant", 0)
+
+
+def test_a_scrape_gives_the_scored_pairs_of_the_comparison_in_force() -> None:
+    name, earlier = "serin_gateway_shadow_pairs_total", PAIR.replace('"r2"', '"r0"')
+    lines = [
+        f'{name}{{{PAIR},canary_score="100",stable_score="0"}} 2',
+        f'{name}{{{PAIR},canary_score="25",stable_score="91"}} 3',
+        f'{name}{{{earlier},canary_score="0",stable_score="0"}} 9',
+        f"serin_gateway_shadow_agreements_total{{{PAIR}}} 5",
+    ]
+    text = "\n".join(lines) + "\n" + settled_page()
+    sample = parse_sample(text, "assistant", 0)
+    assert sample.pairs == (ScoredPairs(25, 91, 3), ScoredPairs(100, 0, 2))
+    assert parse_sample(text, "other", 0).pairs == ()
+
+
+def test_a_kept_sample_from_before_there_were_pairs_is_read() -> None:
+    text = b'{"time_seconds":1.0,"share":0.5,"stable":null,"canary":null,"process":"p","strata":[]}'
+    assert msgspec.json.decode(text, type=CounterSample).pairs == ()
+
+
+@pytest.mark.parametrize("more", ['canary_score="101",stable_score="0"', 'canary_score="1"'])
+def test_pairs_that_cannot_be_are_refused(more: str) -> None:
+    line = f"serin_gateway_shadow_pairs_total{{{PAIR},{more}}} 1\n"
+    with pytest.raises(UnavailableError, match="shadow_pairs"):
+        parse_sample(line + settled_page(), "assistant", 0)
 
 
 def counters(requests: int, revision: str = "r1", errors: int = 0, fast: int = 0) -> ArmCounters:

@@ -22,6 +22,8 @@ CALM: dict[str, Any] = {
     "cut_inside_event": False,
     "done": True,  # whether a stream ends with [DONE]
     "answer_bytes": 0,  # size of a large answer
+    "text": "",  # what the answer says
+    "scores": {},  # as a scorer: score by answer
     "blocked": "",  # what x-serin-blocked says
     "revision": "",  # claim to be another revision
 }
@@ -38,6 +40,12 @@ class StandIn:
             self.mood = {**CALM, **await request.json()}
             self.seen = {"requests": 0, "left": 0, "ready_asked": 0, "headers": {}}
         return web.json_response(self.seen)
+
+    async def score(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.seen["requests"] += 1
+        assert body["messages"]
+        return web.json_response({"score": self.mood["scores"].get(body["answer"])})
 
     async def ready(self, request: web.Request) -> web.Response:
         self.seen["ready_asked"] += 1
@@ -69,7 +77,7 @@ class StandIn:
             return web.json_response(error, status=mood["status"], headers=headers)
         if body.get("stream"):
             return await self._stream(request, headers)
-        text = "x" * mood["answer_bytes"] if mood["answer_bytes"] else self.revision
+        text = "x" * mood["answer_bytes"] or mood["text"] or self.revision
         content = {
             "id": "chatcmpl-" + request.headers.get("x-serin-response-id", "own"),
             "model": f"assistant:{self.version}",
@@ -115,6 +123,7 @@ async def main() -> None:
     stand_in = StandIn(options.revision, options.version)
     app = web.Application(client_max_size=1 << 24)
     app.router.add_route("*", "/control", stand_in.control)
+    app.router.add_post("/score", stand_in.score)
     app.router.add_get("/v2/health/ready", stand_in.ready)
     app.router.add_post("/openai/v1/chat/completions", stand_in.answer)
     app.router.add_post("/openai/v1/completions", stand_in.answer)
