@@ -23,7 +23,8 @@ class CanaryConfig(ClassicConfig):
     )
     judge_quality: bool = Field(
         default=False,
-        description="scored answers must show the canary's quality before it is promoted",
+        description="scored answers and shadow pairs must show the canary's quality before it is "
+        "promoted",
     )
 
     @property

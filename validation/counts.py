@@ -14,6 +14,7 @@ from core.contracts import (
     ArmOutcomes,
     CanaryDecision,
     CounterSample,
+    ScoredPairs,
     Stratum,
 )
 from validation.judge import MetricName, SequentialConfig, SequentialJudge
@@ -84,18 +85,22 @@ class CountsJudge:
     """The judge of validation/judge.py, fed by samples; the same guarantee."""
 
     def __init__(self, config: SequentialConfig, metrics: tuple[MetricName, ...]) -> None:
-        self._judge = SequentialJudge(config, metrics)
+        self._judge = SequentialJudge(config, metrics, pairs=True)
         self._latency = CountedLatency(config)
         self._before: dict[float, Stratum] = {}
+        self._pairs_before: dict[tuple[int, int], int] = {}
         self._process = ""
         self._time_seconds: float | None = None
         self._watched_seconds = 0.0
 
     def add(self, sample: CounterSample) -> None:
         """Feed what has settled since the last sample; unreadable samples feed nothing."""
-        if not math.isfinite(sample.time_seconds) or not all(map(_readable, sample.strata)):
+        whole = all(map(_readable, sample.strata)) and all(map(_readable_pairs, sample.pairs))
+        if not math.isfinite(sample.time_seconds) or not whole:
             return
         self._tick(sample.time_seconds)
+        if "quality" in self._judge.metrics:
+            self._feed_pairs(sample)
         grown = self._growth(sample)
         centre = self._judge.badness_mean
         for stratum in grown:
@@ -114,6 +119,17 @@ class CountsJudge:
             self._watched_seconds += min(max(passed, 0.0), WATCHED_SECONDS_MAX)
         self._time_seconds = time_seconds
         self._judge.tick(self._watched_seconds)
+
+    def _feed_pairs(self, sample: CounterSample) -> None:
+        """Feed the pairs that were added, whatever the share is. A count that fell began at 0."""
+        now = {(item.canary_percent, item.stable_percent): item.count for item in sample.pairs}
+        before = self._pairs_before if sample.process == self._process else {}
+        if any(now.get(scores, 0) < count for scores, count in before.items()):
+            before = {}
+        self._pairs_before = now
+        for (canary, stable), count in sorted(now.items()):
+            grown = count - before.get((canary, stable), 0)
+            self._judge.feed_pair(canary / 100, stable / 100, grown)
 
     def _growth(self, sample: CounterSample) -> list[Stratum]:
         """What was added to each stratum. A count that fell, or another process, began at 0."""
@@ -195,4 +211,10 @@ def _readable(stratum: Stratum) -> bool:
         and min(arm.errors, arm.blocks, *arm.latencies.values(), *arm.scores.values(), 0) >= 0
         and all(0 <= percent <= 100 for percent in arm.scores)
         for arm in (stratum.stable, stratum.canary)
+    )
+
+
+def _readable_pairs(pairs: ScoredPairs) -> bool:
+    return pairs.count >= 0 and all(
+        0 <= percent <= 100 for percent in (pairs.canary_percent, pairs.stable_percent)
     )

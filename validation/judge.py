@@ -15,7 +15,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.contracts import CanaryDecision, Figure
-from validation.sequential import DifferenceTest, ShareTest
+from core.errors import InputError
+from validation.sequential import DifferenceTest, PairedTest, ShareTest, log_mean_exp
 
 METRICS = ("errors", "latency", "blocks_up", "blocks_down", "quality")
 MetricName = Literal["errors", "latency", "blocks_up", "blocks_down", "quality"]
@@ -115,12 +116,51 @@ class StableLatency:
 
 @dataclass(slots=True)
 class Metric:
-    """One metric's test with its sample sizes."""
+    """One metric's test with its sample sizes, and a second test where pairs are judged as well.
+
+    Both are e-processes: whenever one looks, the expected wealth is at most 1 if the canary is
+    within tolerance (to roll back) or out of it (to promote). So is their mean (W + P) / 2, because
+    expectations add up, whatever ties the two together: the split and the pairs see the same
+    canary, and often the same prompts. Their product would need independence, and pooling the
+    increments a common design. A test without data still has its stake of 1: the other one decides
+    with half of its wealth, (W + 1) / 2, hence has to win about twice as much.
+    """
 
     test: DifferenceTest
+    paired: PairedTest | None = None
     canary_requests: int = 0
     stable_requests: int = 0
     unknown: int = 0
+
+    @property
+    def log_against(self) -> float:
+        """Log evidence to roll back."""
+        if self.paired is None:
+            return self.test.log_against
+        return log_mean_exp([self.test.log_against, self.paired.log_against])
+
+    @property
+    def log_against_by_pairs(self) -> float:
+        """The same without what the split says: its wealth counts as lost."""
+        if self.paired is None:
+            return -math.inf
+        return self.paired.log_against - math.log(2)
+
+    @property
+    def log_for(self) -> float:
+        """Log evidence to promote."""
+        if self.paired is None:
+            return self.test.log_for
+        return log_mean_exp([self.test.log_for, self.paired.log_for])
+
+    def requests_left(self, log_goal: float) -> int | None:
+        """Requests of the split until `log_for` reaches a goal at its pace so far, if it does."""
+        if self.log_for >= log_goal:
+            return 0
+        if self.paired is not None:  # (W + P) / 2 reaches it when W reaches twice the goal, less P
+            share = math.exp(self.paired.log_for - math.log(2) - log_goal)
+            log_goal += math.log(2) + math.log1p(-share)
+        return self.test.requests_left(log_goal)
 
     def count(self, canary: bool, known: bool, times: int = 1) -> None:
         """Count requests of an arm, and whether their value was known."""
@@ -132,7 +172,10 @@ class Metric:
 class SequentialJudge:
     """Feeds observations to the tests of the configured metrics and says what follows."""
 
-    def __init__(self, config: SequentialConfig, metrics: tuple[MetricName, ...]) -> None:
+    def __init__(
+        self, config: SequentialConfig, metrics: tuple[MetricName, ...], pairs: bool = False
+    ) -> None:
+        """`pairs` lets scored shadow pairs share in the judgement of quality."""
         self.config = config
         tolerances: Mapping[str, float] = {
             "errors": config.error_tolerance,
@@ -144,6 +187,8 @@ class SequentialJudge:
         self.metrics: dict[str, Metric] = {
             name: Metric(DifferenceTest(tolerances[name])) for name in metrics
         }
+        if pairs and "quality" in self.metrics:
+            self.metrics["quality"].paired = PairedTest(config.quality_tolerance)
         self.share = ShareTest()
         self.scored_share = ShareTest()
         self.latency = StableLatency(config)
@@ -212,6 +257,13 @@ class SequentialJudge:
         self._badness_sum += times * (1.0 - score)
         self._scores += times
 
+    def feed_pair(self, canary_score: float, stable_score: float, times: int = 1) -> None:
+        """Feed prompts that both versions answered, each score 0..1; needs `pairs`."""
+        paired = self.metrics["quality"].paired
+        if paired is None:
+            raise InputError("this judge was made without pairs")
+        paired.observe(1.0 - canary_score, 1.0 - stable_score, times)
+
     @property
     def badness_mean(self) -> float:
         """The mean badness of all scored answers so far; 0.5 before the first."""
@@ -223,15 +275,14 @@ class SequentialJudge:
         mismatch = -math.log(self.config.alpha_share)
         unusable = {"quality"} if self.scored_share.log_against >= mismatch else set()
         for name, metric in self.metrics.items():
-            if name not in unusable and metric.test.log_against >= threshold:
+            against = metric.log_against_by_pairs if name in unusable else metric.log_against
+            if against >= threshold:
                 return self._decision("rollback", f"{name}: {_REASONS[name]}")
         if self.share.log_against >= mismatch:
             return self._decision("inconclusive", "the routing share is not the declared one")
         goal = -math.log(self.config.alpha_promote)
         missing = [
-            name
-            for name, item in self.metrics.items()
-            if name in unusable or item.test.log_for < goal
+            name for name, item in self.metrics.items() if name in unusable or item.log_for < goal
         ]
         early = self.elapsed_seconds < self.config.seconds_min
         if self.metrics and not missing and not early:
@@ -252,17 +303,24 @@ class SequentialJudge:
         found: dict[str, Figure] = {"share.log_evidence_mismatch": self.share.log_against}
         for name, metric in self.metrics.items():
             found |= {
-                f"{name}.log_evidence_rollback": metric.test.log_against,
+                f"{name}.log_evidence_rollback": metric.log_against,
                 f"{name}.log_threshold_rollback": against,
-                f"{name}.log_evidence_promote": metric.test.log_for,
+                f"{name}.log_evidence_promote": metric.log_for,
                 f"{name}.log_threshold_promote": promoting,
                 f"{name}.canary_requests": metric.canary_requests,
                 f"{name}.stable_requests": metric.stable_requests,
                 f"{name}.unknown": metric.unknown,
                 f"{name}.tolerance": metric.test.tolerance,
                 f"{name}.difference": metric.test.difference,
-                f"{name}.requests_left": metric.test.requests_left(promoting),
+                f"{name}.requests_left": metric.requests_left(promoting),
             }
+            if metric.paired is not None:
+                found |= {
+                    f"{name}.pairs": metric.paired.pairs,
+                    f"{name}.pairs_difference": metric.paired.difference,
+                    f"{name}.pairs_log_evidence_rollback": metric.paired.log_against,
+                    f"{name}.pairs_log_evidence_promote": metric.paired.log_for,
+                }
         return found
 
     def _feed(self, name: str, metric: Metric, seen: Observation, share: float) -> None:

@@ -133,19 +133,34 @@ class DifferenceTest:
 
 @dataclass(slots=True)
 class PairedTest:
-    """The paired design of shadow requests: increments (b_canary - b_stable) - d, own bounds."""
+    """The paired design of shadow requests: the same prompt, answered and scored for both versions.
+
+    The increment Z = (b_canary - b_stable) - d of one prompt lies in [-1 - d, 1 - d] and has a mean
+    of at most 0, given all earlier prompts, when the canary is within tolerance: prod(1 + f Z / B)
+    with B = 1 + d is then a test martingale for each f, and so is their mean (for promotion
+    prod(1 - f Z / B) with B = 1 - d, when it is out of tolerance). No arm is drawn, so nothing is
+    divided by a share: it bets at share 0 too. What it rests on instead is that prompts which are
+    scored are not chosen by how either version answers them, and that each counts once.
+    """
 
     tolerance: float
     _against: list[float] = field(default_factory=lambda: [0.0] * len(FRACTIONS))
     _for: list[float] = field(default_factory=lambda: [0.0] * len(FRACTIONS))
+    pairs: int = 0
+    _differences: float = 0.0
 
-    def observe(self, canary_badness: float, stable_badness: float) -> None:
-        """Feed one request answered by both versions, each badness in 0..1."""
+    def observe(self, canary_badness: float, stable_badness: float, times: int = 1) -> None:
+        """Feed one request answered by both versions, each badness in 0..1; `times` equal ones."""
         if not (0.0 <= canary_badness <= 1.0 and 0.0 <= stable_badness <= 1.0):
             raise InputError("badness must lie in 0..1")
-        increment = canary_badness - stable_badness - self.tolerance
-        _multiply(self._against, increment / (1 + self.tolerance), 1)
-        _multiply(self._for, -increment / (1 - self.tolerance), 1)
+        if times < 0:
+            raise InputError("counts cannot be negative")
+        difference = canary_badness - stable_badness
+        increment = difference - self.tolerance
+        _multiply(self._against, increment / (1 + self.tolerance), times)
+        _multiply(self._for, -increment / (1 - self.tolerance), times)
+        self.pairs += times
+        self._differences += times * difference
 
     @property
     def log_against(self) -> float:
@@ -156,6 +171,11 @@ class PairedTest:
     def log_for(self) -> float:
         """Log evidence to promote."""
         return log_mean_exp(self._for)
+
+    @property
+    def difference(self) -> float | None:
+        """Mean of canary's badness minus stable's; None before the first pair."""
+        return self._differences / self.pairs if self.pairs else None
 
 
 @dataclass(slots=True)
