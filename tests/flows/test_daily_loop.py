@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from cli.stack_file import read_stack
+from cli.verification import decision_problems
 from core.contracts import ReleaseState
 from observability.load import LoadConfig, LoadGenerator
 from rollout.ledger import Ledger
@@ -40,35 +41,51 @@ PARAMETERS: dict[str, Any] = {
         "p95_ratio_max": 20.0, "window_seconds": 5, "evaluate_seconds": 1, "for_seconds": 5,
         "requests_min": 20, "seconds_min": 2, "seconds_max": 120, "latency_requests_min": 5,
         "error_requests_min": 10,
+        "betting": {
+            "alpha_promote": 0.5, "error_tolerance": 0.3, "block_tolerance": 0.3,
+            "first_requests": 20, "refresh_requests": 20,
+        },
     },
 }  # fmt: skip
 
 
-def run_flow(stack: Stack, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Run a flow as its own process against the stack; return its final state."""
+def start_flow(stack: Stack, name: str, parameters: dict[str, Any]) -> "subprocess.Popen[str]":
+    """Start a flow as its own process against the stack."""
     command = [sys.executable, str(ROOT / "tests/flows/loop_process.py"), name]
-    done = subprocess.run(
+    return subprocess.Popen(
         [*command, json.dumps(parameters)],
-        cwd=ROOT, env=stack.environment, capture_output=True, text=True,
-        timeout=FLOW_SECONDS_MAX, check=False,
+        cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("STATE ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+def final_state(running: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Wait for a flow's process; return the flow's final state."""
+    output, errors = running.communicate(timeout=FLOW_SECONDS_MAX)
+    lines = [line for line in output.splitlines() if line.startswith("STATE ")]
+    assert lines, output[-2000:] + errors[-6000:]
     found: dict[str, Any] = json.loads(lines[-1].removeprefix("STATE "))
     return found
 
 
-def retrain(stack: Stack, data: Path, day: str) -> dict[str, Any]:
+def run_flow(stack: Stack, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return final_state(start_flow(stack, name, parameters))
+
+
+def day_parameters(data: Path, day: str) -> dict[str, Any]:
     mapping = {"prompt": "text", "response": "intent", "slice_name": "domain"}
     ingest = {"data": str(data), "mapping": mapping, "rows_min": 50}
-    return run_flow(stack, "retrain", {**PARAMETERS, "ingest": ingest, "day": day})
+    return {**PARAMETERS, "ingest": ingest, "day": day}
+
+
+def retrain(stack: Stack, data: Path, day: str) -> dict[str, Any]:
+    return run_flow(stack, "retrain", day_parameters(data, day))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small days cut from the sample."""
+    """Three small days cut from the sample."""
     folder = tmp_path_factory.mktemp("days")
-    for day, rows in ((1, 400), (2, 200)):
+    for day, rows in ((1, 400), (2, 200), (3, 200)):
         lines = (ROOT / f"samples/days/day-{day}.jsonl").read_text().splitlines()[:rows]
         (folder / f"day-{day}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -83,9 +100,12 @@ def served(stack: Stack, data: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def traffic(stack: Stack, served: dict[str, Any]) -> Iterator[LoadGenerator]:
-    """Ten requests a second for as long as a test lasts."""
-    config = LoadConfig(url=stack.settings.gateway_url, rps=10, reuse_connections=False)
+def traffic(
+    stack: Stack, served: dict[str, Any], request: pytest.FixtureRequest
+) -> Iterator[LoadGenerator]:
+    """Ten requests a second, or as many as asked for, for as long as a test lasts."""
+    rps = getattr(request, "param", 10)
+    config = LoadConfig(url=stack.settings.gateway_url, rps=rps, reuse_connections=False)
     load = LoadGenerator(config, ["where is my parcel", "cancel my order", "我的快递到哪里了"])
     load.start()
     yield load
@@ -113,6 +133,7 @@ def test_the_same_file_again_is_not_enough_data(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("traffic", [20], indirect=True)
 def test_the_second_day_goes_through_a_canary_and_an_operator_takes_it_back(
     stack: Stack, data: Path, traffic: LoadGenerator
 ) -> None:
@@ -134,6 +155,39 @@ def test_the_second_day_goes_through_a_canary_and_an_operator_takes_it_back(
     assert report.failed == 0, report.causes
     assert {"1", "2"} <= set(report.by_version)
     assert ledger.verify() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("traffic", [20], indirect=True)
+def test_a_candidate_waits_for_a_running_canary_and_is_then_judged_again(
+    stack: Stack, data: Path, traffic: LoadGenerator
+) -> None:
+    ledger = Ledger(stack.settings.ledger_url)
+    slow = {**PARAMETERS["plan"], "step_seconds_min": 60}
+    running = start_flow(stack, "retrain", {**day_parameters(data, "day-2"), "plan": slow})
+    wait_for(lambda: canary_of(ledger), FLOW_SECONDS_MAX, "the second day's canary")
+    waits = retrain(stack, data, "day-3")
+    assert waits["name"] == "Registered, waiting", waits
+    assert canary_of(ledger), "a waiting candidate must not end a running canary"
+    assert final_state(running)["name"] == "Promoted"
+
+    release_id = waits["data"]["release_id"]
+    before = ledger.release(release_id).candidate
+    parameters = {"release_id": release_id, "canary": PARAMETERS["canary"]}
+    ended = run_flow(stack, "release", parameters)
+    assert ended["name"] == "Promoted", ended
+    after = ledger.release(release_id).candidate
+    assert after.model_version == before.model_version
+    assert after.verdict_digest != before.verdict_digest
+    assert after.stable_version != before.stable_version
+    assert traffic.stop().failed == 0
+    assert list(decision_problems(ledger)) == []
+
+
+def canary_of(ledger: Ledger) -> bool:
+    active = ledger.active("assistant")
+    return active is not None and active.state is ReleaseState.CANARY and active.share > 0
 
 
 @pytest.mark.timeout(900)
