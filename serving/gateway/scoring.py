@@ -72,6 +72,7 @@ class Probes:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self._responses: dict[bytes, str] = {}
+        self._reading = asyncio.Lock()
 
     async def response(self, digest: bytes) -> str | None:
         """The right answer to a prompt, if it is a probe.
@@ -79,17 +80,20 @@ class Probes:
         The file is read in a thread, so that requests need not wait for it. One that cannot be
         read has no probes at all: half a file would be another sample than the one labelled.
         """
+        async with self._reading:  # else an old file read slowly could replace a newer one
+            await self._refresh()
+        return self._responses.get(digest)
+
+    async def _refresh(self) -> None:
         try:
             found = os.stat(self._path)
         except OSError:
             self._responses, self._seen = {}, None
-            return None
+            return
         identity = (found.st_mtime_ns, found.st_ino, found.st_size)
         if identity != self._seen:
-            self._seen = identity
-            self._responses = {}
             self._responses = await asyncio.to_thread(self._read, found.st_size)
-        return self._responses.get(digest)
+            self._seen = identity
 
     def _read(self, size: int) -> dict[bytes, str]:
         try:

@@ -21,9 +21,12 @@ def start(world: World, stable: Predictor, canary: Predictor) -> Start:
     """Start a gateway that shadows everything; the canary is loaded and gets no client."""
 
     def started(**config: Any) -> World:
-        world.start_gateway(**{"shadow_share": 1.0, "seed": 3, **config})
+        given = {"shadow_share": 1.0, "seed": 3, **config}
+        world.start_gateway(**given)
         world.route(stable, canary, percent=0)
         until(lambda: world.ask().status_code == 200)
+        if given["shadow_share"]:
+            until(lambda: canary.seen()["requests"] == 1 and shadow(world, "requests") == 1)
         return world
 
     return started
@@ -61,7 +64,6 @@ def test_a_canary_at_0_percent_is_asked_what_stable_has_answered(
     start: Start, stable: Predictor, canary: Predictor
 ) -> None:
     world = start()
-    until(lambda: shadow(world, "requests") == 1)
     stable.behave(text="yes")
     canary.behave(text=" yes\n")
     answer = world.ask(headers={"x-serin-shadow": "1", "x-request-id": "abc"})
@@ -84,7 +86,6 @@ def test_streams_and_the_canarys_own_requests_are_not_shadowed(
     start: Start, stable: Predictor, canary: Predictor
 ) -> None:
     world = start()
-    until(lambda: shadow(world, "requests") == 1)
     assert b"[DONE]" in world.ask(stream=True).content
     world.route(stable, canary, percent=100)
     assert world.ask().headers["x-serin-arm"] == "canary"
@@ -130,7 +131,6 @@ def test_failures_of_shadow_calls_are_invisible(
     start: Start, stable: Predictor, canary: Predictor, mood: dict[str, Any]
 ) -> None:
     world = start()
-    until(lambda: shadow(world, "requests") == 1)
     canary.behave(**mood)
     for _ in range(3):
         assert world.ask().status_code == 200
@@ -145,7 +145,6 @@ def test_nothing_is_sent_while_clients_need_the_canary(
     start: Start, stable: Predictor, canary: Predictor
 ) -> None:
     world = start(shadow_busy_max=0)
-    until(lambda: shadow(world, "requests") == 1)
     canary.behave(delay=1.5)
     world.route(stable, canary, percent=50)
     load = world.load(40, seconds=1, arrivals="uniform")
