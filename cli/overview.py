@@ -280,7 +280,7 @@ def release_view(release: Release) -> ReleaseView:
         model_version=release.candidate.model_version,
         kind=release.kind,
         state=str(release.state),
-        share_percent=release.share,
+        share_percent=release.percent,
         step=shares.index(release.share) + 1 if release.share in shares else None,
         steps=len(shares),
         created_at=release.created_at,

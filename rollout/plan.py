@@ -11,7 +11,9 @@ class ReleasePlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shares: tuple[int, ...] = Field(
-        default=(5, 15, 50, 100), description="canary shares in percent, rising, the last one 100"
+        default=(5, 15, 50, 100),
+        description="canary shares in percent, rising, the last one 100; a first share of 0 loads "
+        "the canary for shadow requests before any client sees it",
     )
     approval: Literal["auto", "required"] = Field(
         default="auto", description="whether a person must approve before the canary starts"
@@ -33,7 +35,9 @@ class ReleasePlan(BaseModel):
         default=300, ge=0, description="shortest time that a share is held"
     )
     step_requests_min: int = Field(
-        default=200, ge=0, description="fewest canary requests before a share is left"
+        default=200,
+        ge=0,
+        description="fewest canary requests before a share is left; none are waited for at 0",
     )
     seconds_max: float = Field(
         default=86400, gt=0, description="a canary undecided after this is rolled back"
@@ -48,8 +52,11 @@ class ReleasePlan(BaseModel):
     @model_validator(mode="after")
     def _shares_rise_to_all(self) -> Self:
         rising = all(low < high for low, high in zip(self.shares, self.shares[1:], strict=False))
-        if len(self.shares) < 2 or self.shares[0] < 1 or self.shares[-1] != 100 or not rising:
-            raise ValueError("shares must rise from 1 or more to exactly 100, such as 5, 50, 100")
+        seen = [share for share in self.shares if share > 0]  # by clients
+        if len(seen) < 2 or self.shares[0] < 0 or self.shares[-1] != 100 or not rising:
+            raise ValueError(
+                "shares must rise to exactly 100 with another above 0 before it, such as 5, 50, 100"
+            )
         return self
 
     @model_validator(mode="after")

@@ -80,7 +80,8 @@ class Approval:
 class Release:
     """One attempt to move a candidate to stable. Times are UTC ISO text, None where not reached.
 
-    `share` is the canary percent last intended, `applied_share` the last one known to be written.
+    `share` is the canary percent last intended, `applied_share` the last one known to be written;
+    None before the first, and 0 where the canary is loaded without traffic.
     `before` was recorded before anything was touched;
     `goal` is what a rollback must reach (None with state ROLLING_BACK: no service at all).
     `lease_until` is in seconds of the ledger database's clock. `fence_version` is a
@@ -100,8 +101,8 @@ class Release:
     holder: str = ""
     lease_until: float = 0.0
     writes: int = 0
-    share: int = 0
-    applied_share: int = 0
+    share: int | None = None
+    applied_share: int | None = None
     revision: str = ""
     before: ServiceState | None = None
     goal: ServiceState | None = None
@@ -126,6 +127,11 @@ class Release:
     def final(self) -> bool:
         """Whether nothing can change any more."""
         return self.state in FINAL_STATES
+
+    @property
+    def percent(self) -> int:
+        """The clients' share last intended for the candidate, 0 before the first."""
+        return self.share or 0
 
     @property
     def approved(self) -> bool:
@@ -158,6 +164,8 @@ def decode_release(text: str, **columns: Any) -> Release:
     content = msgspec.json.decode(text)
     if (single := content.pop("approval", None)) is not None:
         content["approvals"] = [single]  # written when one approval was all there could be
+    if 0 not in content["plan"]["shares"]:  # written when 0 stood for none
+        content |= {name: content[name] or None for name in ("share", "applied_share")}
     return msgspec.convert({**content, **columns}, Release, dec_hook=_decode_plan)
 
 

@@ -164,7 +164,8 @@ def next_action(
 def share_is_live(release: Release, facts: ServiceFacts) -> bool:
     """Whether the candidate's revision is ready and has the share that the release intends."""
     return (
-        release.share == release.applied_share
+        release.share is not None
+        and release.share == release.applied_share
         and facts.percent == release.share
         and facts.newest_ready
         and facts.bundle_of(facts.latest_created) == release.candidate.bundle_digest
@@ -219,7 +220,7 @@ def _canary(
 ) -> Action:
     if not facts.exists or facts.deleting:
         return RollBack("the service was deleted by somebody else")
-    if decision is not None and decision.decision == "rollback" and release.share:
+    if decision is not None and decision.decision == "rollback" and release.share is not None:
         return RollBack(f"the judge: {decision.reason}")
     if not _is_applied(release, facts):
         return _apply(release, facts, plan)
@@ -239,15 +240,15 @@ def _canary(
 def _is_applied(release: Release, facts: ServiceFacts) -> bool:
     percent = None if release.share == 100 else release.share
     at_candidate = facts.bundle_digest == release.candidate.bundle_digest
-    return release.share > 0 and at_candidate and facts.percent == percent
+    return release.share is not None and at_candidate and facts.percent == percent
 
 
 def _apply(release: Release, facts: ServiceFacts, plan: ReleasePlan) -> Action:
     """Send what is intended; a service in neither the old nor the intended state is not ours."""
-    if release.applied_share == 0:
+    if release.share is None or release.applied_share is None:
         before = release.before
         if before and facts.spec == before.spec and facts.percent in (None, 100):
-            return StartCanary(release.share or plan.shares[0])
+            return StartCanary(plan.shares[0] if release.share is None else release.share)
     else:
         at_candidate = facts.bundle_digest == release.candidate.bundle_digest
         if at_candidate and facts.percent == release.applied_share != release.share:
@@ -261,11 +262,11 @@ def _next_share(
     if decision is None:
         return Wait("no decision yet")
     if not _over(release.step_started_at, now, plan.step_seconds_min):
-        return Wait(f"share {release.share} % is held for {plan.step_seconds_min:g} s")
+        return Wait(f"share {release.percent} % is held for {plan.step_seconds_min:g} s")
     requests = decision.canary_requests - release.step_requests_start
-    if requests < plan.step_requests_min:
+    if release.percent and requests < plan.step_requests_min:
         return Wait(f"{requests} of {plan.step_requests_min} canary requests at this share")
-    share = next(share for share in plan.shares if share > release.share)
+    share = next(share for share in plan.shares if share > release.percent)
     if share < 100:
         return RaiseShare(share)
     if decision.decision == "promote":

@@ -35,7 +35,7 @@ def look(ledger: Ledger, release: Release, canary: CanaryConfig) -> CanaryDecisi
     None without a running canary or without a gateway that answers: unknown decides nothing.
     """
     settings = Settings.read()
-    if release.state is not ReleaseState.CANARY or not release.share or release.kind == "first":
+    if release.state is not ReleaseState.CANARY or release.share is None or release.kind == "first":
         return None
     try:
         sample = scrape(settings.gateway_url, release.service)

@@ -46,7 +46,9 @@ def look_around(canary: CanaryConfig) -> Seen:
     parts = [
         f"service {_conditions(settings)}",
         f"gateway {_gateway(settings)}",
-        f"release {active.release_id} {active.state} {active.share} %" if active else "no release",
+        f"release {active.release_id} {active.state} {active.percent} %"
+        if active
+        else "no release",
     ]
     if decision is not None:
         parts.append(f"judge {decision.decision}: {decision.reason}")

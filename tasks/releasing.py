@@ -100,7 +100,7 @@ def turn_release(release_id: str, canary: CanaryConfig) -> Release:
     decision = look(conductor.ledger, release, canary)
     moved = conductor.advance(release_id, decision)
     if (moved.state, moved.share) != (release.state, release.share):
-        LOG.info("%s  %s  share %d %%  %s", release_id, moved.state, moved.share, moved.reason)
+        LOG.info("%s  %s  share %d %%  %s", release_id, moved.state, moved.percent, moved.reason)
     if moved.state is ReleaseState.ROLLING_BACK:
         time.sleep(ROLLBACK_TURN_SECONDS)
     elif not moved.final:

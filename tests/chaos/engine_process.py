@@ -107,7 +107,7 @@ def run_release(conductor: Conductor, orders: Orders) -> None:
                     conductor.propose(replace(candidate, stable_version=version), plan)
                 release = conductor.start(release_id)
             else:
-                late = orders.decision == "promote" or release.share >= 50
+                late = orders.decision == "promote" or release.percent >= 50
                 release = conductor.advance(release_id, decision if late else hold)
             if release.final:
                 return

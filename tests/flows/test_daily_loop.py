@@ -187,7 +187,7 @@ def test_a_candidate_waits_for_a_running_canary_and_is_then_judged_again(
 
 def canary_of(ledger: Ledger) -> bool:
     active = ledger.active("assistant")
-    return active is not None and active.state is ReleaseState.CANARY and active.share > 0
+    return active is not None and active.state is ReleaseState.CANARY and active.percent > 0
 
 
 @pytest.mark.timeout(900)

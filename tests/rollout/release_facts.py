@@ -115,7 +115,7 @@ def absent(**changes: Any) -> Release:
     return a_release(kind="first", before=None, **changes)
 
 
-BACK_TO_ONE = {"kind": "rollback", "candidate": candidate("1"), "goal": BEFORE, "share": 0}
+BACK_TO_ONE = {"kind": "rollback", "candidate": candidate("1"), "goal": BEFORE, "share": None}
 NEWER = ServiceState(CANDIDATE_SPEC, TWO, "2", {TWO: 100})
 NOT_LIVE = at_share(5, held_seconds=None)
 UNSEEN = Expected(R1, TWO, "2")

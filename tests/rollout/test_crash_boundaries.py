@@ -84,11 +84,26 @@ def promoted(conductor: Conductor) -> Release:
 def rolled_back_at(share: int) -> Callable[[Conductor], Release]:
     def run(conductor: Conductor) -> Release:
         release = begin(conductor, "2", "1", **LEASE)
-        release = finish(conductor, release, CONTINUE, lambda found: found.share >= share)
+        release = finish(conductor, release, CONTINUE, lambda found: found.percent >= share)
         ended: Release = finish(conductor, release, ROLL_BACK)
         return ended
 
     return run
+
+
+SHADOWED = {"shares": (0, 50, 100), **LEASE}
+
+
+def promoted_after_shadowing(conductor: Conductor) -> Release:
+    ended: Release = promote(conductor, "2", "1", **SHADOWED)
+    return ended
+
+
+def rolled_back_while_shadowed(conductor: Conductor) -> Release:
+    release = begin(conductor, "2", "1", **SHADOWED)
+    release = finish(conductor, release, None, lambda found: found.step_started_at is not None)
+    ended: Release = finish(conductor, release, ROLL_BACK)
+    return ended
 
 
 def approved(conductor: Conductor) -> Release:
@@ -101,7 +116,7 @@ def approved(conductor: Conductor) -> Release:
 
 def taken_back(conductor: Conductor) -> Release:
     release = begin(conductor, "2", "1", **LEASE)
-    release = finish(conductor, release, CONTINUE, lambda found: found.share >= 50)
+    release = finish(conductor, release, CONTINUE, lambda found: found.percent >= 50)
     return conductor.roll_back(release.release_id, "it smells", "ann")
 
 
@@ -127,6 +142,8 @@ SCENARIOS = [
         [ONE],
         behaviour=((bundle("2"), "failed"),),
     ),
+    Scenario("promoted after shadowing", stable, promoted_after_shadowing, [ONE, TWO]),
+    Scenario("rolled back at 0", stable, rolled_back_while_shadowed, [ONE], ROLL_BACK),
     Scenario("rolled back at 5", stable, rolled_back_at(5), [ONE], ROLL_BACK),
     Scenario("rolled back at 50", stable, rolled_back_at(50), [ONE], ROLL_BACK, slow=True),
     Scenario("taken back by an operator", stable, taken_back, [ONE], ROLL_BACK, slow=True),
@@ -273,6 +290,7 @@ class Stopped:
     [
         pytest.param(nothing, lambda c: promote(c, "1", **LEASE), [{}, ONE], id="first"),
         pytest.param(stable, promoted, [ONE, TWO], id="promoted"),
+        pytest.param(stable, rolled_back_while_shadowed, [ONE], id="rolled back at 0"),
         pytest.param(stable, rolled_back_at(5), [ONE], id="rolled back", marks=pytest.mark.slow),
         pytest.param(
             two_stable, service_rolled_back, [ONE], id="service back", marks=pytest.mark.slow

@@ -324,7 +324,19 @@ def test_an_ended_release_has_no_next_action(state: ReleaseState) -> None:
 
 
 @pytest.mark.parametrize(
-    "shares", [(), (100,), (5, 50), (50, 5, 100), (5, 5, 100), (0, 100), (5, 101), (5, 100, 120)]
+    "shares",
+    [
+        (),
+        (100,),
+        (5, 50),
+        (50, 5, 100),
+        (5, 5, 100),
+        (0, 100),
+        (5, 101),
+        (5, 100, 120),
+        (-1, 5, 100),
+        (0, 0, 5, 100),
+    ],
 )
 def test_a_plan_must_rise_to_100(shares: tuple[int, ...]) -> None:
     with pytest.raises(ValidationError):

@@ -122,9 +122,9 @@ class Storm:
             stable = env[0]["value"] if env else None
             given = candidate(f"{next(self.versions):x}", stable)
             needed = self.chance.choice(("auto", "auto", "required"))
-            waiting = self.flow.propose(
-                given, plan(approval=needed, lease_seconds=self.lease_seconds)
-            )
+            shares = self.chance.choice(((5, 50, 100), (0, 5, 50, 100)))
+            wanted = plan(approval=needed, lease_seconds=self.lease_seconds, shares=shares)
+            waiting = self.flow.propose(given, wanted)
         self.flow.start(waiting.release_id)
 
     def tick(self) -> None:
