@@ -2,7 +2,9 @@
 
 import dataclasses
 import sqlite3
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from rollout.fake_inference_service import FakeInferenceServices
 from rollout.ledger import Ledger
 from rollout.plan import ReleasePlan
 from rollout.release import Release
-from tasks.looking import judge_kept
+from tasks.looking import judge_kept, look
 from tasks.plotting import draw_release
 from validation.canary import CanaryConfig
 
@@ -43,14 +45,14 @@ def sample(number: int) -> CounterSample:
     return CounterSample(1e9 + 5 * number, 0.5, None, None, "one", (Stratum(0.5, stable, canary),))
 
 
-def canary(conductor: Conductor) -> Release:
+def canary(conductor: Conductor, shares: tuple[int, ...] = (5, 50, 100)) -> Release:
     """Version 1 is stable, version 2 a canary that waits for a decision."""
     for version, stable in (("1", None), ("2", "1")):
         digest = version * 64
         candidate = Candidate(
             "assistant", version, digest, f"file:///bundles/{digest}", "a", "s", "v", stable
         )
-        plan = ReleasePlan(shares=(5, 50, 100), step_seconds_min=0, step_requests_min=0)
+        plan = ReleasePlan(shares=shares, step_seconds_min=0, step_requests_min=0)
         release = conductor.start(conductor.propose(candidate, plan).release_id)
         for _ in range(20):
             if release.final or release.step_started_at:
@@ -137,3 +139,54 @@ def test_a_release_is_drawn_and_shown_from_what_was_kept(
     first = ledger.releases("assistant")[-1]
     assert evidence_view(ledger, first) is None
     assert not draw_release(ledger, first, tmp_path / "nothing.png")
+
+
+PAIRS = 'service="assistant",canary="c",stable="s"'
+
+
+@pytest.fixture
+def shadowed_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A gateway's page: a canary at 0 %, shadowed; it is wrong where stable is right."""
+    page = [
+        'serin_gateway_process{process="p"} 1',
+        'serin_gateway_arm{service="assistant",arm="stable",revision="s"} 1',
+        'serin_gateway_arm{service="assistant",arm="canary",revision="c"} 1',
+        f'serin_gateway_shadow_pairs_total{{{PAIRS},canary_score="0",stable_score="100"}} 200',
+    ]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(("\n".join(page) + "\n").encode())
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    monkeypatch.setenv("SERIN_GATEWAY_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    yield page
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_canary_without_clients_is_judged_by_its_shadow_pairs(
+    ledger: Ledger, conductor: Conductor, shadowed_page: list[str]
+) -> None:
+    config = CanaryConfig(judge_quality=True)
+    release = canary(conductor, shares=(0, 50, 100))
+    assert (release.share, release.step_started_at is None) == (0, False)
+    shadowed_page[-1] = shadowed_page[-1].removesuffix(" 200") + " 3"
+    decision = look(ledger, release, config)
+    assert decision is not None
+    assert decision.decision == "continue"
+    shadowed_page[-1] = shadowed_page[-1].removesuffix(" 3") + " 200"
+    decision = look(ledger, release, config)
+    assert decision is not None
+    assert (decision.decision, decision.canary_requests) == ("rollback", 0)
+    ended = conductor.advance(release.release_id, decision)
+    assert ended.reason.startswith("the judge: quality")
+    assert list(decision_problems(ledger)) == []
