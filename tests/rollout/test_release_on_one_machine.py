@@ -157,6 +157,24 @@ def test_a_release_a_rollback_and_an_operators_rollback_leave_what_was(
     assert ledger.verify() == []
 
 
+def test_a_release_that_begins_at_0_has_a_ready_canary_that_no_client_is_sent_to(
+    machine: Machine, ledger: Ledger
+) -> None:
+    conductor = machine.conductor(ledger, "flow")
+    released(machine, conductor, "1", None)
+    proposed = conductor.propose(machine.candidate("2", "1"), plan(shares=(0, 50, 100)))
+    release_id = conductor.start(proposed.release_id).release_id
+    wait_for(lambda: conductor.advance(release_id).step_started_at, "the canary at 0 %")
+    routes = json.loads((machine.home / "control" / "routes.json").read_text())
+    stable, canary = routes["services"][SERVICE]["arms"]
+    assert (stable["percent"], canary["percent"]) == (100, 0)
+    assert (canary["arm"], canary["bundle_digest"]) == ("canary", bundle("2"))
+    assert [endpoint["ready"] for endpoint in canary["endpoints"]] == [True]
+    wait_for(lambda: conductor.advance(release_id, PROMOTE).final, "its end")
+    assert machine.routed() == {bundle("2"): 100}
+    assert ledger.release(release_id).state is ReleaseState.PROMOTED
+
+
 @pytest.mark.parametrize(
     "also", ["nothing else", pytest.param("control plane", marks=pytest.mark.slow)]
 )
