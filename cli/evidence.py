@@ -23,7 +23,7 @@ class MetricView:
     """One metric: evidence as a share of what is needed (1 decides), and what it rests on.
 
     `difference` estimates canary minus stable, `requests_left` the requests until it promotes at
-    its pace so far (None: not growing).
+    its pace so far (None: not growing), `pairs` the shadow pairs judged beside the requests.
     """
 
     promote: float
@@ -33,6 +33,7 @@ class MetricView:
     canary_requests: int
     stable_requests: int
     requests_left: int | None
+    pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def _metric(name: str, figures: Mapping[str, Any]) -> MetricView:
         canary_requests=figures[f"{name}.canary_requests"],
         stable_requests=figures[f"{name}.stable_requests"],
         requests_left=figures.get(f"{name}.requests_left"),
+        pairs=figures.get(f"{name}.pairs", 0),
     )
 
 
@@ -99,12 +101,13 @@ def evidence_table(seen: EvidenceView) -> "RenderableType":
     )  # fmt: skip
     for name, metric in seen.metrics.items():
         difference = "-" if metric.difference is None else f"{metric.difference:+.4f}"
+        requests = f"{metric.canary_requests} + {metric.stable_requests}"
         table.add_row(
             name,
             Text(_bar(metric.promote), style="green"),
             Text(_bar(metric.roll_back), style="red"),
             f"{difference} of {metric.tolerance:g}",
-            f"{metric.canary_requests} + {metric.stable_requests}",
+            requests + (f", {metric.pairs} pairs" if metric.pairs else ""),
             "-" if metric.requests_left is None else str(metric.requests_left),
         )
     left = f"{_minutes(seen.seconds_to_shortest)} to the shortest time, "

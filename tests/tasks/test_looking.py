@@ -187,6 +187,9 @@ def test_a_canary_without_clients_is_judged_by_its_shadow_pairs(
     decision = look(ledger, release, config)
     assert decision is not None
     assert (decision.decision, decision.canary_requests) == ("rollback", 0)
+    seen = evidence_view(ledger, release)
+    assert seen is not None
+    assert (seen.metrics["quality"].pairs, seen.metrics["quality"].roll_back) == (200, 1.0)
     ended = conductor.advance(release.release_id, decision)
     assert ended.reason.startswith("the judge: quality")
     assert list(decision_problems(ledger)) == []

@@ -3,13 +3,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_world import ASK, CLIENT, Predictor, World, until
+from gateway_world import ASK, CLIENT, ROOT, Predictor, World, until
 
 from core.contracts import ScoredPairs
 
@@ -207,3 +209,11 @@ def test_without_a_share_no_canary_is_asked(start: Start, canary: Predictor) -> 
         world.ask().raise_for_status()
     assert canary.seen()["requests"] == 0
     assert shadow(world, "requests") == 0
+
+
+def test_limits_are_read_from_the_home_without_being_named(tmp_path: Path) -> None:
+    (tmp_path / "gateway.yaml").write_text("shadow_share: 1.5")
+    command = [sys.executable, "-m", "serving.gateway", "--home", str(tmp_path), "--port", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "gateway.yaml, shadow_share" in done.stderr
