@@ -31,6 +31,8 @@ ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 export UV_HTTP_TIMEOUT ?= 180
+# Without cached bytecode every process compiles what it imports anew: half of a short run's work.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install run test test-slow chaos programs up down check bench lock clean platform
 
