@@ -1,18 +1,24 @@
 """Judges and seeded streams that benchmarks/canary.py compares, on the same requests."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from validation.judge import MetricName, Observation, SequentialConfig, SequentialJudge
+from core.contracts import LATENCY_BUCKETS_SECONDS, ArmOutcomes, CounterSample, Stratum
+from validation.counts import CountsJudge
+from validation.judge import MetricName, SequentialConfig
 
 Shares = tuple[tuple[float, float], ...]
 CONSTANT: Shares = ((0.0, 0.05),)
 RAMPED: Shares = ((0.0, 0.05), (600.0, 0.15), (1200.0, 0.5))
 PEEK_SECONDS = 60.0
+SCRAPE_SECONDS = 1.0
+SCRAPE_REQUESTS = 10
+"""A scrape each second, or as rarely as that many requests come."""
 BASE_ERRORS = 0.001
 CLASSIC_RANGE_SECONDS = 300.0
 CLASSIC_EVALUATIONS = 16
@@ -58,16 +64,6 @@ class Stream:
     error: np.ndarray
     score: np.ndarray
     share: np.ndarray
-
-    def observations(self, scored: bool) -> Iterator[tuple[Observation, float]]:
-        """Yield the requests as the judge takes them."""
-        columns = zip(
-            self.seconds.tolist(), self.canary.tolist(), self.latency.tolist(),
-            self.error.tolist(), self.score.tolist(), self.share.tolist(), strict=True,
-        )  # fmt: skip
-        for second, canary, latency, error, score, share in columns:
-            quality = score if scored else None
-            yield Observation(second, canary, latency, error, quality), share
 
 
 def make_stream(seed: int, rate: float, seconds: float, shape: Shape, effect: Effect) -> Stream:
@@ -118,21 +114,57 @@ class Judge(Protocol):
 
 @dataclass(slots=True)
 class Betting:
-    """This project's judge, looked at every `every` requests."""
+    """This project's judge as it runs live: fed by scraped counters, looked at each scrape."""
 
     name: str = "sequential"
-    every: int = 5
     config: SequentialConfig = field(default_factory=SequentialConfig)
 
     def replay(self, stream: Stream, scored: bool) -> Outcome:
-        """Feed every request; promotions do not stop the replay, since alarms are counted."""
+        """Scrape until a rollback; promotions do not stop the replay, since alarms are counted."""
         metrics: tuple[MetricName, ...] = ("errors", "latency")
-        judge = SequentialJudge(self.config, (*metrics, "quality") if scored else metrics)
-        for index, (seen, share) in enumerate(stream.observations(scored)):
-            judge.observe(seen, share)
-            if index % self.every == 0 and judge.decide().decision == "rollback":
-                return Outcome(judge.elapsed_seconds, judge.canary_requests)
-        return Outcome(None, judge.canary_requests)
+        judge = CountsJudge(self.config, (*metrics, "quality") if scored else metrics)
+        for seconds, requests, sample in scrapes(stream, scored):
+            judge.add(sample)
+            if judge.decide().decision == "rollback":
+                return Outcome(seconds, int(stream.canary[:requests].sum()))
+        return Outcome(None, int(stream.canary.sum()))
+
+
+def scrapes(stream: Stream, scored: bool) -> Iterator[tuple[float, int, CounterSample]]:
+    """Yield (seconds, requests so far, sample) of a gateway that counts the stream."""
+    edges = np.array(LATENCY_BUCKETS_SECONDS)
+    bucket = np.searchsorted(edges, stream.latency)
+    counted: dict[float, tuple[ArmOutcomes, ArmOutcomes]] = {}
+    every = max(SCRAPE_SECONDS, SCRAPE_REQUESTS * float(stream.seconds[-1]) / len(stream.seconds))
+    times = np.arange(every, float(stream.seconds[-1]) + every, every)
+    start = 0
+    for now, end in zip(times, np.searchsorted(stream.seconds, times, side="right"), strict=True):
+        for share in np.unique(stream.share[start:end]).tolist():
+            both = counted.get(share, (ArmOutcomes(), ArmOutcomes()))
+            part = np.arange(start, end)[stream.share[start:end] == share]
+            counted[share] = tuple(  # type: ignore[assignment]
+                _counted(both[arm], stream, bucket, part[stream.canary[part] == arm], scored)
+                for arm in (False, True)
+            )
+        start = end
+        strata = tuple(Stratum(share, *both) for share, both in counted.items())
+        yield float(now), int(end), CounterSample(float(now), 0.0, None, None, "", strata)
+
+
+def _counted(
+    before: ArmOutcomes, stream: Stream, bucket: np.ndarray, rows: np.ndarray, scored: bool
+) -> ArmOutcomes:
+    """Add some requests of one arm to its counts."""
+    latencies, scores = Counter(before.latencies), Counter(before.scores)
+    latencies.update(bucket[rows].tolist())
+    if scored:
+        scores.update((100 * stream.score[rows]).astype(int).tolist())
+    return ArmOutcomes(
+        requests=before.requests + len(rows),
+        errors=before.errors + int(stream.error[rows].sum()),
+        latencies=dict(latencies),
+        scores=dict(scores),
+    )
 
 
 def _peeks(stream: Stream) -> Iterator[float]:

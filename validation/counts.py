@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from core.contracts import (
-    LATENCY_BUCKETS_SECONDS,
     ArmOutcomes,
     CanaryDecision,
     CounterSample,
@@ -72,13 +71,15 @@ class CountedLatency:
             self.edge = self._quantile()
 
     def _quantile(self) -> int:
-        """The lowest bucket edge that at least 95 % of the window stayed below."""
-        wanted, below = math.ceil(QUANTILE * self._requests), 0
+        """The bucket edge above which the share of the window is nearest to 5 %."""
+        above = self._requests
+        edge, share_before = 0, math.inf
         for bucket in sorted(self._counts):
-            below += self._counts[bucket]
-            if below >= wanted:
-                break
-        return min(bucket, len(LATENCY_BUCKETS_SECONDS))
+            above -= self._counts[bucket]
+            share = above / self._requests
+            if abs(share - (1 - QUANTILE)) < abs(share_before - (1 - QUANTILE)):
+                edge, share_before = bucket, share
+        return edge
 
 
 class CountsJudge:
