@@ -27,7 +27,7 @@ def test_an_adapter_learns_a_new_answer_and_keeps_the_old_ones(
     tokenizer = load_tokenizer(base.path)
     first = load_adapter(load_model(base.path), adapter.path)
     assert share_right(first, tokenizer, later_rows[::8]) == 0.0
-    config = TrainConfig(rank=8, epochs=12, batch_rows=16, threads=1)
+    config = TrainConfig(rank=8, epochs=12, batch_rows=16, replay_share=0.5, threads=1)
     second = train_adapter(config, base, later_rows, rows, adapter.path, tmp_path / "second")
     assert second.metrics["replay_rows"] == len(later_rows)
     model = load_adapter(load_model(base.path), second.path)

@@ -33,7 +33,9 @@ def test_rare_answers_are_replayed_as_often_as_common_ones() -> None:
 
 def test_an_answer_with_too_few_rows_leaves_its_places_to_others() -> None:
     chosen = choose_replay(
-        rows(20, "new", "day-2"), [*rows(3, "rare"), *rows(90, "common")], TrainConfig()
+        rows(20, "new", "day-2"),
+        [*rows(3, "rare"), *rows(90, "common")],
+        TrainConfig(replay_share=0.5),
     )
     assert Counter(row.response for row in chosen) == {"rare": 3, "common": 17}
 
