@@ -1,7 +1,7 @@
 """Runs the sample's story from nothing, then again, and reports what every day came to.
 
-`python benchmarks/story.py [--quick] [--json]`; quick takes the first day, once. The full run writes
-results/story.json.
+`python benchmarks/story.py [--quick] [--json]`; quick takes the first day, once. The full run
+writes results/story.json.
 """
 
 import argparse
