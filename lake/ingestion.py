@@ -210,7 +210,7 @@ def require_fields(rows: Sequence[RawRow], config: IngestConfig, name: str) -> N
     found = sorted({str(key) for value in values for key in value})[:NAMES_SHOWN_MAX]
     raise InputError(
         f"no row of {name} has the fields {', '.join(sorted(plain))}; it has {', '.join(found)}: "
-        "name its columns in the mapping (--prompt-field, --response-field, --slice-field, --id-field)"
+        "map them (--prompt-field, --response-field, --slice-field, --id-field)"
     )
 
 

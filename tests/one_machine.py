@@ -53,7 +53,10 @@ def until(look: Callable[[], Found], what: str, seconds: float = LONG_SECONDS) -
 
 @dataclass
 class OneMachine:
-    """A home and its processes by name; `stop` ends all of them."""
+    """A home and its processes by name; `stop` ends all of them.
+
+    With a `gateway_url` it only looks at a stack that somebody else runs.
+    """
 
     home: Path
     predictor: Sequence[str] = ()
@@ -61,10 +64,12 @@ class OneMachine:
     processes: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
     kube_url: str = ""
     gateway_url: str = ""
+    service: str = SERVICE
 
     def __post_init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.gateway_url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        if not self.gateway_url:
+            self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+            self.gateway_url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.ledger_url = f"sqlite:///{self.home}/ledger.db"
         self._http = httpx.Client(trust_env=False, verify=False, timeout=10)
         self._ports: dict[str, int] = {}
@@ -144,7 +149,7 @@ class OneMachine:
         folder = bundle or self.home / "bundles" / digest
         folder.mkdir(parents=True, exist_ok=True)
         return Candidate(
-            service=SERVICE,
+            service=self.service,
             model_version=version,
             bundle_digest=digest,
             bundle_uri=f"file://{folder}",
@@ -162,7 +167,7 @@ class OneMachine:
     def routed(self) -> dict[str, int]:
         """What the gateway is told: {bundle digest: percent}."""
         routes = json.loads((self.home / "control" / "routes.json").read_text())
-        arms = routes["services"].get(SERVICE, {"arms": []})["arms"]
+        arms = routes["services"].get(self.service, {"arms": []})["arms"]
         return {arm["bundle_digest"]: arm["percent"] for arm in arms if arm["percent"]}
 
     def gateway_followed(self) -> bool:
@@ -177,13 +182,13 @@ class OneMachine:
     def ask(self) -> tuple[int, str]:
         """Send one request through the gateway: (status, version that answered)."""
         message = [{"role": "user", "content": "hello"}]
-        body: dict[str, Any] = {"model": SERVICE, "messages": message, "max_tokens": 4}
+        body: dict[str, Any] = {"model": self.service, "messages": message, "max_tokens": 4}
         answer = self._http.post(self.gateway_url + CHAT_PATH, json=body)
         return answer.status_code, answer.headers.get("x-serin-model-version", "")
 
     def load(self, rps: float = 20) -> LoadGenerator:
         """Return a load on the gateway, not started."""
-        config = LoadConfig(url=self.gateway_url, model=SERVICE, rps=rps, max_tokens=4)
+        config = LoadConfig(url=self.gateway_url, model=self.service, rps=rps, max_tokens=4)
         return LoadGenerator(config, ["Where is my parcel?"])
 
     def stop(self) -> None:

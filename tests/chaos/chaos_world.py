@@ -18,7 +18,7 @@ from observability.load import LoadGenerator
 from rollout.ledger import Ledger
 from rollout.plan import ReleasePlan
 from rollout.release import Release
-from tests.one_machine import ROOT, SERVICE, OneMachine, until
+from tests.one_machine import ROOT, OneMachine, until
 
 CLOCK_SECONDS_MAX = 200_000
 """No case moves a clock further than this: what was written last serves."""
@@ -137,7 +137,7 @@ class World:
 
     def stable_version(self) -> str | None:
         """The version that the ledger says is stable."""
-        stable = self.ledger.stable(SERVICE)
+        stable = self.ledger.stable(self.machine.service)
         return stable.candidate.model_version if stable else None
 
     def engine(
@@ -195,7 +195,7 @@ class World:
 
     def healthy(self) -> bool:
         """Whether nothing is active and the gateway sends everything to what the ledger says."""
-        stable = self.ledger.stable(SERVICE)
+        stable = self.ledger.stable(self.machine.service)
         assert stable is not None
         wanted = {stable.candidate.bundle_digest: 100}
         settled = not self.ledger.all_active() and self.machine.routed() == wanted
@@ -244,7 +244,7 @@ class Case:
 
     def _check(self) -> str:
         """One outcome per release, an honest ledger and a valid chain; return the outcomes."""
-        ledger = self._world.ledger
+        ledger, machine = self._world.ledger, self._world.machine
         events = ledger.events(since=self._last_seq)
         assert ledger.verify() == []
         assert not [event for event in events if event.kind == "alarm"]
@@ -261,10 +261,10 @@ class Case:
             outcomes.append(str(release.state).lower().replace("_", " "))
         told = {
             s.bundle_digest: s.percent
-            for s in ledger.serving_at(SERVICE, time.time() + CLOCK_SECONDS_MAX)
+            for s in ledger.serving_at(machine.service, time.time() + CLOCK_SECONDS_MAX)
         }
-        assert told == self._world.machine.routed()
-        body = json.loads((self._world.machine.home / "control" / "services.json").read_text())
+        assert told == machine.routed()
+        body = json.loads((machine.home / "control" / "services.json").read_text())
         assert "canaryTrafficPercent" not in json.dumps(body)
         return ", ".join(outcomes) or "nothing begun"
 

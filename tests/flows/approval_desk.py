@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
+from cli.children import WORKER_READY_FILE
 from core.contracts import Candidate, Evidence, ReleaseState, SnapshotRef, Verdict
 from core.digests import digest_folder
 from core.manifests import read_manifest, write_manifest
@@ -56,6 +57,7 @@ class Desk:
     conductor: Conductor
     registry: Registry
     versions: list[str] = field(default_factory=list)
+    worker: "subprocess.Popen[bytes] | None" = None
 
     @property
     def ledger(self) -> Ledger:
@@ -144,17 +146,40 @@ class Desk:
             time.sleep(0.2)
         return found
 
-    def ask(self, release: Release) -> str:
-        """Start the release's deployment as one does in the UI; return the run that then waits."""
+    def start_run(self, release: Release) -> str:
+        """Start the release's deployment as one does in the UI; return its run."""
         api = self.settings.prefect_url
         found = httpx.get(f"{api}/deployments/name/release/release").raise_for_status().json()
         body = {"parameters": {"release_id": release.release_id}}
-        httpx.post(f"{api}/deployments/{found['id']}/create_flow_run", json=body).raise_for_status()
+        made = httpx.post(f"{api}/deployments/{found['id']}/create_flow_run", json=body)
+        return str(made.raise_for_status().json()["id"])
+
+    def ask(self, release: Release) -> str:
+        """Start the release's deployment; return the run, which then waits for an answer."""
+        self.start_run(release)
         return self.wait_asked(release)
 
     def wait_asked(self, release: Release) -> str:
         self.wait(lambda: self.suspended(release.release_id), "the run to ask for approval")
         return str(self.suspended(release.release_id))
+
+    def start_worker(self) -> None:
+        """Start the worker; `await_worker` says when it works."""
+        self._ready.unlink(missing_ok=True)
+        with (self.settings.home / "desk-worker.log").open("ab") as file:
+            self.worker = subprocess.Popen(
+                [sys.executable, "-m", "cli.worker", "--home", str(self.settings.home)],
+                cwd=ROOT, env=self.environment, stdout=file, stderr=file, start_new_session=True,
+            )  # fmt: skip
+
+    def await_worker(self) -> None:
+        """Wait until the worker has applied prefect.yaml; then make its canaries short."""
+        self.wait(self._ready.exists, "the worker to apply prefect.yaml")
+        _shorten_canaries(self.settings.prefect_url)
+
+    @property
+    def _ready(self) -> Path:
+        return self.settings.home / "control" / WORKER_READY_FILE
 
 
 @contextmanager
@@ -169,19 +194,14 @@ def open_desk(stack: Stack, bundle: Path) -> Iterator[Desk]:
         Conductor(ledger, client, "desk"),
         Registry(Connection(settings.mlflow_url), SERVICE),
     )
-    log = settings.home / "desk-worker.log"
-    with log.open("wb") as file:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "cli.worker", "--home", str(settings.home)],
-            cwd=ROOT, env=desk.environment, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
+    desk.start_worker()
     try:
         first = desk.conductor.start(desk.propose(0.5).release_id)
         desk.wait(lambda: desk.conductor.advance(first.release_id).final, "the first version")
-        _shorten_canaries(desk)
+        desk.await_worker()
         yield desk
     finally:
-        _end(worker)
+        _end(desk)
         body = client.get(settings.namespace, SERVICE)
         if body is not None:
             client.delete(settings.namespace, SERVICE, body["metadata"]["uid"])
@@ -222,11 +242,8 @@ def _two_bundles(folder: Path, bundle: Path) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
-def _shorten_canaries(desk: Desk) -> None:
+def _shorten_canaries(api: str) -> None:
     """Give the release deployment a short canary, as one does in the UI; let no watch interfere."""
-    ready = desk.settings.home / "control" / "worker.ready"
-    desk.wait(ready.exists, "the worker to apply prefect.yaml")
-    api = desk.settings.prefect_url
     release = httpx.get(f"{api}/deployments/name/release/release").raise_for_status().json()
     watch = httpx.get(f"{api}/deployments/name/watch/watch").raise_for_status().json()
     body = {"parameters": {"canary": CANARY}}
@@ -234,8 +251,11 @@ def _shorten_canaries(desk: Desk) -> None:
     httpx.patch(f"{api}/deployments/{watch['id']}", json={"paused": True}).raise_for_status()
 
 
-def _end(worker: "subprocess.Popen[bytes]") -> None:
+def _end(desk: Desk) -> None:
     """End the worker and the flow runs that it started."""
+    worker = desk.worker
+    if worker is None or worker.poll() is not None:
+        return
     processes = psutil.Process(worker.pid).children(recursive=True)
     os.killpg(worker.pid, signal.SIGTERM)
     _, left = psutil.wait_procs([psutil.Process(worker.pid), *processes], 10)
