@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.recovering import look_around, settle_left, start_next, take_back
+from tasks.recovering import look_around, settle_left, start_next, take_back, take_back_stable
 from validation.canary import CanaryConfig
 
 
@@ -14,6 +14,8 @@ def watch(canary: CanaryConfig = CanaryConfig()) -> Any:  # noqa: B008  frozen
     seen = look_around(canary)
     if seen.bad_release is not None and seen.decision is not None:
         take_back(seen.bad_release, seen.decision)
+    if seen.bad_stable:
+        take_back_stable(seen.bad_stable)
     if seen.unsettled is not None:
         settle_left(seen.unsettled)
     if seen.startable is not None:

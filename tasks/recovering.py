@@ -14,11 +14,13 @@ from rollout.conductor import Conductor
 from rollout.kubernetes_client import KubernetesClient
 from rollout.ledger import Ledger
 from rollout.release import Release
+from rollout.times import to_seconds
 from tasks.approving import continue_release, resume_runs
 from tasks.looking import look
 from tasks.releasing import open_conductor, settle_release
 from tasks.reporting import open_release
 from tasks.stages import LOG
+from validation.bake import bake_problem
 from validation.canary import CanaryConfig
 
 SETTLED_NAME = "settled"
@@ -30,6 +32,7 @@ class Seen:
 
     bad_release: str | None
     decision: CanaryDecision | None
+    bad_stable: str
     startable: str | None
     unsettled: str | None
     summary: str
@@ -52,9 +55,13 @@ def look_around(canary: CanaryConfig) -> Seen:
     ]
     if decision is not None:
         parts.append(f"judge {decision.decision}: {decision.reason}")
+    problem = _bake_problem(ledger, settings, canary) if active is None else ""
+    if problem:
+        parts.append(problem)
     return Seen(
         bad_release=bad.release_id if bad else None,
         decision=decision,
+        bad_stable=problem,
         startable=_startable(conductor, active, settings.service),
         unsettled=_unsettled(ledger, settings),
         summary="; ".join(parts),
@@ -65,6 +72,12 @@ def look_around(canary: CanaryConfig) -> Seen:
 def take_back(release_id: str, decision: CanaryDecision) -> None:
     """Roll a bad canary back, whoever was advancing it."""
     open_conductor().roll_back(release_id, decision.reason, "watch", decision=decision)
+
+
+@task(name="take back stable", retries=3, retry_delay_seconds=1, cache_policy=NO_CACHE)
+def take_back_stable(reason: str) -> None:
+    """Return to the version before one that fails after its promotion."""
+    open_conductor().roll_back_service(Settings.read().service, "watch", reason)
 
 
 @task(name="start next", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
@@ -82,6 +95,22 @@ def settle_left(release_id: str) -> None:
     except UnavailableError as error:
         LOG.warning("%s  its run is not resumed: %s", release_id, error)
     _settled_path(Settings.read()).write_text(release_id)
+
+
+def _bake_problem(ledger: Ledger, settings: Settings, canary: CanaryConfig) -> str:
+    """Which limit a version breaks that a canary has lately made stable; "" where unknown."""
+    last = ledger.stable(settings.service, settings.namespace)
+    if last is None or last.kind != "canary" or last.finished_at is None:
+        return ""
+    if to_seconds(ledger.now) - to_seconds(last.finished_at) > canary.bake.seconds:
+        return ""
+    try:
+        stable = scrape(settings.gateway_url, settings.service).stable
+    except SerinError:
+        return ""
+    if stable is None or stable.revision != last.revision:
+        return ""
+    return bake_problem(canary.bake, stable)
 
 
 def _startable(conductor: Conductor, active: Release | None, service: str) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pydantic import Field
 
 from core.contracts import CanaryDecision, CounterSample
+from validation.bake import BakeConfig
 from validation.classic import ClassicConfig, ClassicRule
 from validation.counts import CountsJudge
 from validation.judge import BettingConfig, MetricName, SequentialConfig
@@ -25,6 +26,9 @@ class CanaryConfig(ClassicConfig):
         default=False,
         description="scored answers and shadow pairs must show the canary's quality before it is "
         "promoted",
+    )
+    bake: BakeConfig = Field(
+        default=BakeConfig(), description="absolute limits for a while after the promotion"
     )
 
     @property

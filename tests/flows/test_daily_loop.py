@@ -183,6 +183,27 @@ def test_a_candidate_waits_for_a_running_canary_and_is_then_judged_again(
     assert after.stable_version != before.stable_version
     assert traffic.stop().failed == 0
     assert list(decision_problems(ledger)) == []
+    assert_failing_after_its_promotion_it_is_taken_back(stack, ledger, after.model_version)
+
+
+def assert_failing_after_its_promotion_it_is_taken_back(
+    stack: Stack, ledger: Ledger, version: str
+) -> None:
+    promoted = ledger.stable("assistant")
+    assert promoted is not None
+    assert promoted.candidate.model_version == version
+    faults = stack.home / "control" / "faults"
+    faults.mkdir(parents=True, exist_ok=True)
+    (faults / f"{promoted.revision}.json").write_text('{"error_share": 0.5}')
+    load = LoadGenerator(LoadConfig(url=stack.settings.gateway_url, rps=20), ["where is my parcel"])
+    load.start()
+    wait_for(lambda: load.report().failed >= 60, 60, "requests to fail")
+    seen = run_flow(stack, "watch", {"canary": {**PARAMETERS["canary"], "bake": {"seconds": 600}}})
+    load.stop()
+    assert "after its promotion" in seen["data"]
+    stable = ledger.stable("assistant")
+    assert stable is not None
+    assert stable.candidate.model_version == promoted.candidate.stable_version
 
 
 def canary_of(ledger: Ledger) -> bool:
