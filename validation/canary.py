@@ -43,7 +43,7 @@ class CanaryJudge:
 
     def __init__(self, config: CanaryConfig) -> None:
         self.config = config
-        self._classic = ClassicRule(config, compare_errors=config.betting is None)
+        self._classic = ClassicRule(config, alone=config.betting is None)
         self._betting: CountsJudge | None = None
         if config.betting is not None:
             limits = {

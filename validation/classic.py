@@ -151,9 +151,9 @@ class _ArmHistory:
 class _Judge:
     """Walks over the samples once; each method answers with the reason to roll back, or ""."""
 
-    def __init__(self, config: ClassicConfig, start_seconds: float, compare_errors: bool) -> None:
+    def __init__(self, config: ClassicConfig, start_seconds: float, alone: bool) -> None:
         self.config = config
-        self.compare_errors = compare_errors
+        self.alone = alone
         self.stable, self.canary = _ArmHistory(), _ArmHistory()
         self.evaluate_at = start_seconds + config.evaluate_seconds
         self.evaluated: Reading | None = None
@@ -190,10 +190,15 @@ class _Judge:
             return f"{requests} of {config.requests_min} canary requests seen"
         if seconds < config.seconds_min:
             return f"{seconds:.0f} of {config.seconds_min:.0f} s seen"
-        slow = [reading.slow for reading in (evaluated, latest, whole) if reading is not None]
+        readings = [evaluated, latest]
+        if self.alone:
+            # Not as a guard: if a busy hour falls into a large share, the canary has a larger part
+            # of it and looks slow as a whole, however equal the arms are.
+            readings.append(whole)
+        slow = [reading.slow for reading in readings if reading is not None]
         if evaluated is None or None in slow:
             return "latency cannot be compared: too few requests in an arm"
-        if latest.failing is None or whole.failing is None:
+        if self.alone and None in (latest.failing, whole.failing):
             return "error shares cannot be compared: too few requests in an arm"
         return f"p95 latency is over {config.p95_ratio_max:g} times stable's" if any(slow) else ""
 
@@ -224,7 +229,7 @@ class _Judge:
         stable, canary, margin = reading.stable, reading.canary, self.config.error_margin
         if canary is not None and reading.broken:
             return f"{canary.error_share:.0%} of {canary.requests} canary requests failed"
-        if not self.compare_errors or canary is None or stable is None:
+        if not self.alone or canary is None or stable is None:
             return ""
         if reading.failing:
             return (
@@ -242,11 +247,11 @@ class ClassicRule:
     took the canary back, more samples do not change that. Never raises.
     """
 
-    def __init__(self, config: ClassicConfig, compare_errors: bool = True) -> None:
-        """Without `compare_errors` only a canary that fails most requests is taken back for its
-        errors: looks at small differences, again and again, would add false alarms."""
+    def __init__(self, config: ClassicConfig, alone: bool = True) -> None:
+        """Not `alone`, beside another judge, only a canary that fails most requests is taken back
+        for its errors: looks at small differences, again and again, would add false alarms."""
         self.config = config
-        self._compare_errors = compare_errors
+        self._alone = alone
         self._walk: _Judge | None = None
         self._now_seconds = self._first_seconds = math.nan
         self._canary_since_seconds: float | None = None
@@ -258,7 +263,7 @@ class ClassicRule:
         if self._taken_back or not math.isfinite(now) or now == self._now_seconds:
             return
         if self._walk is None or now < self._now_seconds:
-            self._walk = _Judge(self.config, now, self._compare_errors)
+            self._walk = _Judge(self.config, now, self._alone)
             self._first_seconds, self._canary_since_seconds = now, None
         self._now_seconds = now
         if self._canary_since_seconds is None and sample.canary is not None and sample.share > 0:

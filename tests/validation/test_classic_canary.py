@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from core.contracts import LATENCY_BUCKETS_SECONDS, ArmCounters, CounterSample
 from validation.canary import CanaryConfig, judge
+from validation.classic import ClassicRule
 
 CONFIG = CanaryConfig(betting=None, requests_min=200, seconds_min=900, seconds_max=7200)
 STEP_SECONDS = 15.0
@@ -255,3 +256,20 @@ def test_judging_needs_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_as_a_guard_it_does_not_take_a_busy_hour_in_a_larger_share_for_a_slow_canary() -> None:
+    """Both arms slow down together when the canary gets ten times the requests of before."""
+    late = 600.0
+    canary = Traffic(
+        requests=lambda seconds: 60 if seconds >= late else 6,
+        latency_seconds=lambda seconds: 0.4 if seconds >= late else 0.1,
+    )
+    stable = Traffic(
+        requests=lambda seconds: 60 if seconds >= late else 600,
+        latency_seconds=lambda seconds: 0.4 if seconds >= late else 0.1,
+    )
+    guard = ClassicRule(CONFIG, alone=False)
+    for sample in samples(canary, 1500, stable):
+        guard.add(sample)
+    assert guard.decide().decision == "promote"
