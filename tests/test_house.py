@@ -156,3 +156,10 @@ def test_prefect_entrypoints_load(entrypoint: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     assert flow.name
+
+
+def test_no_deployments_run_writes_into_a_pipe_to_its_worker() -> None:
+    """Rich ends a process that writes to a broken pipe: a worker's death would end its runs."""
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    for item in content["deployments"]:
+        assert item["work_pool"]["job_variables"] == {"stream_output": False}, item["name"]
