@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from pydantic import ValidationError
 
 from core.contracts import CounterSample
 from core.digests import canonical_json, chain_digest
@@ -45,6 +46,14 @@ class _Kept:
         return found
 
 
+def _again(kept: _Kept, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The decision that recorded inputs give; None for a configuration of another Serin."""
+    try:
+        return {**kept.decide(inputs["samples"], inputs["config"]), "inputs": inputs}
+    except ValidationError:
+        return None
+
+
 def decision_problems(ledger: "Ledger") -> Iterator[str]:
     """Yield a sentence for each recorded decision that its recorded inputs do not give."""
     from rollout.events import plain
@@ -64,8 +73,9 @@ def decision_problems(ledger: "Ledger") -> Iterator[str]:
             yield f"{where}: {samples - len(found.texts)} of its decision's scrapes are missing"
         elif found.digest(samples) != inputs["digest"]:
             yield f"{where}: the scrapes that its decision was derived from were changed"
+        elif (again := _again(found, inputs)) is None:
+            yield f"{where}: its decision was made under a configuration that this Serin cannot read"
         else:
-            again = {**found.decide(samples, inputs["config"]), "inputs": inputs}
             if canonical_json(plain(again)) != canonical_json(decision):
                 yield (
                     f"{where}: its scrapes give {again['decision']} ({again['reason']}), recorded "

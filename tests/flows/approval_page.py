@@ -32,6 +32,8 @@ class Page:
         """Press Resume; return the evidence that the form shows, once its fields are there."""
         self._button("Resume").click()
         self._wait.until(lambda _: len(self._modal().find_elements(By.TAG_NAME, "textarea")) == 3)
+        # It fades in: until then only what the selection offers counts as visible text.
+        self._wait.until(lambda _: "Release " in self._modal().text)
         return self._modal().text
 
     def fill(self, **fields: str) -> None:

@@ -98,6 +98,7 @@ def test_a_recorded_decision_follows_from_the_kept_scrapes(
     [
         ("UPDATE samples SET body = replace(body, '\"errors\":10', '\"errors\":11')", "changed"),
         ("DELETE FROM samples WHERE sample_id = 1", "missing"),
+        ("UPDATE events SET body = replace(body, '\"bake\"', '\"brew\"')", "cannot read"),
         (
             """UPDATE events SET body = replace(body, '"decision":"rollback"',
             '"decision":"promote"')""",
