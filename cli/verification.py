@@ -74,7 +74,7 @@ def decision_problems(ledger: "Ledger") -> Iterator[str]:
         elif found.digest(samples) != inputs["digest"]:
             yield f"{where}: the scrapes that its decision was derived from were changed"
         elif (again := _again(found, inputs)) is None:
-            yield f"{where}: its decision was made under a configuration that this Serin cannot read"
+            yield f"{where}: it was decided by a configuration that this Serin cannot read"
         else:
             if canonical_json(plain(again)) != canonical_json(decision):
                 yield (
