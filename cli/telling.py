@@ -94,6 +94,7 @@ class Telling:
         for name in listing.left_out:
             self._console.print(f"not a day: {name}")
         rows = []
+        self._keep_traffic_going()  # on top of an earlier run something serves from the start
         for day in listing.days[:days_max]:
             rows.append(self._tell_day(day.day))
             self._keep_traffic_going()
