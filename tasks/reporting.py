@@ -1,7 +1,7 @@
 """What a run leaves behind for people: its named final state, report, plot and artifacts."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -13,10 +13,12 @@ from rollout.ledger import Ledger
 from rollout.release import Release
 from rollout.times import to_seconds
 from tasks.plotting import draw_release
-from tasks.preparing import Arrived
 from tasks.stages import DayRun, open_run
 from tasks.tracking import publish, publish_version, report_url, run_url
 from validation.gates import as_markdown
+
+if TYPE_CHECKING:
+    from tasks.preparing import Arrived
 
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.md"
@@ -74,7 +76,7 @@ def ended_release(run: DayRun, release_id: str) -> Any:
 def ended(
     run: DayRun,
     final_state: str,
-    arrived: Arrived,
+    arrived: "Arrived",
     verdict: Verdict | None = None,
     release_id: str | None = None,
 ) -> Any:
@@ -98,7 +100,7 @@ def ended(
 def _result(
     run: DayRun,
     final_state: str,
-    arrived: Arrived,
+    arrived: "Arrived",
     verdict: Verdict | None,
     release_id: str | None,
 ) -> DayResult:
