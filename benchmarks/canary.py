@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.canary_judges import (
+from benchmarks.support.canary_judges import (
     CONSTANT,
     SHAPES,
     Betting,

@@ -20,20 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sqlalchemy import insert  # noqa: E402
+from sqlalchemy import insert
 
-from core.contracts import Candidate, ReleaseState  # noqa: E402
-from rollout.events import ServingShare, chain, serving_text  # noqa: E402
-from rollout.ledger import Ledger  # noqa: E402
-from rollout.plan import ReleasePlan  # noqa: E402
-from rollout.schema import EVENTS, META, RELEASES  # noqa: E402
-from rollout.times import to_iso  # noqa: E402
-from rollout.writer import Writer, read_head  # noqa: E402
+from core.contracts import Candidate, ReleaseState
+from rollout.events import ServingShare, chain, serving_text
+from rollout.ledger import Ledger
+from rollout.plan import ReleasePlan
+from rollout.schema import EVENTS, META, RELEASES
+from rollout.times import to_iso
+from rollout.writer import Writer, read_head
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 EVENTS_COUNT = 100_000
 EVENTS_EACH = 20
 REPEATS, REPEATS_QUICK = 50, 10

@@ -20,19 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.contracts import CanaryDecision, ReleaseState  # noqa: E402
-from observability.load import LoadGenerator  # noqa: E402
-from rollout.conductor import Conductor  # noqa: E402
-from rollout.ledger import Ledger  # noqa: E402
-from rollout.plan import ReleasePlan  # noqa: E402
-from rollout.release import Release  # noqa: E402
-from rollout.times import to_seconds  # noqa: E402
-from tests.one_machine import ANSWERING, SERVICE, OneMachine, until  # noqa: E402
+from core.contracts import CanaryDecision, ReleaseState
+from observability.load import LoadGenerator
+from rollout.conductor import Conductor
+from rollout.ledger import Ledger
+from rollout.plan import ReleasePlan
+from rollout.release import Release
+from rollout.times import to_seconds
+from tests.one_machine import ANSWERING, SERVICE, OneMachine, until
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 ROLLBACKS, ROLLBACKS_QUICK = 100, 10
 SAFE_SECONDS_GOAL = 1.0
 RPS = 20.0

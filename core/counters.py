@@ -55,17 +55,6 @@ def increase(then: ArmCounters, now: ArmCounters) -> ArmIncrease:
     return ArmIncrease(draws, requests, errors, tuple(buckets))
 
 
-def increase_over(scrapes: Iterable[ArmCounters | None]) -> ArmIncrease | None:
-    """Sum the growth over consecutive scrapes of one arm; None with fewer than two scrapes.
-
-    Missing scrapes (None) are skipped: the next one is compared with the last one seen.
-    """
-    seen = [scrape for scrape in scrapes if scrape is not None]
-    if len(seen) < 2:
-        return None
-    return total(increase(then, now) for then, now in zip(seen, seen[1:], strict=False))
-
-
 def total(increases: Iterable[ArmIncrease]) -> ArmIncrease:
     """Add increases of equal bucket counts; nothing at all gives zeros."""
     found = list(increases)

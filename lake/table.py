@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from core.contracts import Message, Record
-from core.errors import ConflictError, InputError, NotFoundError
+from core.errors import ConflictError, InputError
 from lake.commits import commit_spool
 from lake.ingestion import DIGEST_PREFIX, CheckRows, DigestSet, PreparedDay, Spool, prepare_day
 from lake.schema import QUARANTINE, RECORDS, create_table, require_current
@@ -220,13 +220,6 @@ class Lake:
             if reason is None or reason in row["reason"]
         ]
         return sorted(rows, key=lambda row: (row["day"], row["source"], row["row"]))[:limit]
-
-    def quarantined_row(self, source: str, row: int) -> dict[str, Any]:
-        """Return one quarantined row by file name and row number. Raises NotFoundError."""
-        for found in self.quarantined(limit=1 << 62):
-            if found["source"] == source and found["row"] == row:
-                return found
-        raise NotFoundError(f"no quarantined row {row} of {source}; `serin quarantine` lists them")
 
     def retention(self, hours: int = 168, dry_run: bool = True) -> RetentionPlan:
         """Plan (and without `dry_run` remove) files that no version needs and older than `hours`.

@@ -4,7 +4,6 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = "correct horse 77"
 
 
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("SERIN_HOME", str(tmp_path))
+@pytest.fixture(autouse=True)
+def code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERIN_APPROVAL_CODE", CODE)
-    return Settings.read()
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    opened = Ledger(settings.ledger_url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

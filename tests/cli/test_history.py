@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,6 @@ from rollout.times import to_iso, to_seconds
 PROMOTE = CanaryDecision("promote", "better in everything", 1000, {"error e-value": 0.1})
 ROLL_BACK = CanaryDecision("rollback", "p95 is 2.0 times stable's", 1000)
 STEPS_MAX = 60
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("SERIN_HOME", str(tmp_path))
-    return Settings.read()
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    opened = Ledger(settings.ledger_url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """`serin approve`, reject and status against a real ledger."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from cli.approvals import approve, reject
@@ -19,19 +16,6 @@ from rollout.plan import ReleasePlan
 from rollout.release import Release
 
 PROPOSED_BUNDLE = "b" * 64
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("SERIN_HOME", str(tmp_path))
-    return Settings.read()
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    opened = Ledger(settings.ledger_url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from core.contracts import LATENCY_BUCKETS_SECONDS, ArmCounters
-from core.counters import NOTHING, histogram_quantile, increase, increase_over
+from core.counters import NOTHING, histogram_quantile, increase
 from core.errors import InputError
 
 BUCKETS = len(LATENCY_BUCKETS_SECONDS)
@@ -37,17 +37,6 @@ def test_one_fallen_counter_means_that_all_were_reset() -> None:
 
 def test_another_revision_is_a_starting_point() -> None:
     assert increase(counters(10), counters(90, revision="assistant-00002")) == NOTHING
-
-
-def test_missing_scrapes_are_bridged() -> None:
-    grown = increase_over([None, counters(10), None, counters(15), counters(4), None])
-    assert grown is not None
-    assert grown.requests == 9
-
-
-@pytest.mark.parametrize("scrapes", [[], [None], [None, counters(5)]])
-def test_growth_needs_two_scrapes(scrapes: list[ArmCounters | None]) -> None:
-    assert increase_over(scrapes) is None
 
 
 def test_bucket_counts_must_agree() -> None:

@@ -142,9 +142,10 @@ def scrapes(stream: Stream, scored: bool) -> Iterator[tuple[float, int, CounterS
         for share in np.unique(stream.share[start:end]).tolist():
             both = counted.get(share, (ArmOutcomes(), ArmOutcomes()))
             part = np.arange(start, end)[stream.share[start:end] == share]
-            counted[share] = tuple(  # type: ignore[assignment]
-                _counted(both[arm], stream, bucket, part[stream.canary[part] == arm], scored)
-                for arm in (False, True)
+            of_canary = stream.canary[part]
+            counted[share] = (
+                _counted(both[False], stream, bucket, part[~of_canary], scored),
+                _counted(both[True], stream, bucket, part[of_canary], scored),
             )
         start = end
         strata = tuple(Stratum(share, *both) for share, both in counted.items())
