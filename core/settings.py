@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from core.errors import ConfigurationError
 
@@ -43,6 +43,9 @@ class Settings(BaseModel):
     )
     requested_by: str = Field(
         default="", description="the person for whom releases are started; may not approve them"
+    )
+    cache_password: SecretStr = Field(
+        default=SecretStr(""), description="password of the Redis that keeps the gateway's answers"
     )
     engine: str = "openvino"
     allow_faults: bool = False

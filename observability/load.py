@@ -55,6 +55,9 @@ class LoadConfig(BaseModel):
     reuse_connections: bool = Field(
         default=True, description="keep connections open; one per request otherwise"
     )
+    cached: bool = Field(
+        default=False, description="take answers from the gateway's cache; else each one is made"
+    )
     failures_max: int = Field(default=100, ge=0, description="failed requests listed one by one")
     seed: int = Field(default=1, description="seed of arrivals and choices")
 
@@ -112,6 +115,8 @@ class LoadGenerator:
         timeout = aiohttp.ClientTimeout(total=config.timeout_seconds)
         connector = aiohttp.TCPConnector(limit=0, force_close=not config.reuse_connections)
         headers = {"Content-Type": "application/json", "User-Agent": "serin-load"}
+        if not self._config.cached:
+            headers["X-Serin-Cache"] = "bypass"
         async with (
             aiohttp.ClientSession(
                 connector=connector,

@@ -11,7 +11,9 @@ from pathlib import Path
 import uvicorn
 
 from core.errors import ConfigurationError, SerinError
+from core.settings import Settings
 from serving.gateway.app import Gateway
+from serving.gateway.cache import open_store
 from serving.gateway.config import GatewayConfig, read_config
 from serving.gateway.connection import connection_class
 
@@ -27,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         config = read_config(options.config or _own_config(options.home))
-        gateway = Gateway(config, options.home)
+        store = open_store(config, Settings.read().cache_password.get_secret_value())
+        gateway = Gateway(config, options.home, store)
         listener = _inherited(options.fd) if options.fd is not None else _bound(options.port)
     except SerinError as error:
         print(f"gateway: {error}", file=sys.stderr)

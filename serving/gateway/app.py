@@ -6,6 +6,7 @@ Refusals of the client come before the draw; everything after it counts for the 
 import asyncio
 import re
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import msgspec
 from multidict import CIMultiDict
 
 from serving.gateway.balancer import Arm, Balancer, Service
+from serving.gateway.cache import CACHE_HEADER, Asked, ResponseCache, answerer
+from serving.gateway.cache_store import CacheStore, KeptAnswer
 from serving.gateway.config import GatewayConfig
 from serving.gateway.connection import EXTENSION
 from serving.gateway.evaluators import Evaluators
@@ -44,7 +47,7 @@ NOT_PASSED = frozenset(
     (
         b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
-        b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision",
+        b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision", CACHE_HEADER,
         SHADOW_HEADER.encode(), DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
     )
 )  # fmt: skip
@@ -55,20 +58,15 @@ LINGER_BYTES_MAX = 8 << 20
 connection before the client has read why."""
 
 
-class Addressed(msgspec.Struct):
-    """The part of a request's body that the gateway needs; the predictor checks the rest."""
-
-    model: str
-
-
 class Gateway:
     """One gateway process: wires routes, balancer, health, proxy and counters; is the ASGI app.
 
     Raises ConfigurationError when the key of the answers' ids can be neither read nor made.
     """
 
-    def __init__(self, config: GatewayConfig, home: Path) -> None:
+    def __init__(self, config: GatewayConfig, home: Path, store: CacheStore | None) -> None:
         self._config = config
+        self._cache = ResponseCache(store)
         self.balancer = Balancer(config.conversation_key, config.seed)
         self.metrics = Metrics(config.series_max, config.series_keep_seconds)
         self.settlement = Settlement(
@@ -89,7 +87,7 @@ class Gateway:
         )
         self._bodies = Budget(config.bodies_bytes_max)
         self._file = RoutesFile(home / "control" / "routes.json", self._apply)
-        self._decoder = msgspec.json.Decoder(Addressed)
+        self._decoder = msgspec.json.Decoder(Asked)
 
     def _apply(self, routes: Routes) -> None:
         self.balancer.apply(routes)
@@ -116,6 +114,7 @@ class Gateway:
         await self._shadow.close()
         await self.health.close()
         await self._upstream.close()
+        await self._cache.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -193,7 +192,7 @@ class Gateway:
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
         if path == "/metrics":
-            more = (*self.settlement.lines(), *self._shadow.lines())
+            more = (*self.settlement.lines(), *self._shadow.lines(), *self._cache.lines())
             text = self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
             return 200, [(b"content-type", CONTENT_TYPE)], text
         if path == "/healthz":
@@ -221,7 +220,7 @@ class Gateway:
         watch = asyncio.ensure_future(receive())
         watch.add_done_callback(closed)
         try:
-            await self._admitted(scope, body, deadline, reply)
+            await self._found_or_made(scope, body, deadline, reply)
         except asyncio.CancelledError:
             task.uncancel()
             if not reply.gone:  # the drain took too long
@@ -231,26 +230,59 @@ class Gateway:
             working = False
             watch.cancel()
 
-    async def _admitted(self, scope: Message, body: bytes, deadline: float, reply: Reply) -> None:
+    async def _found_or_made(
+        self, scope: Message, body: bytes, deadline: float, reply: Reply
+    ) -> None:
+        """Answer from the cache where that is allowed, else by the drawn arm."""
         try:
-            model = self._decoder.decode(body).model
+            asked = self._decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             text = f"the body is not a JSON object with a model: {error}"
             raise Refusal(400, text, "invalid_body") from None
-        service = self._service(model)
+        service = self._service(asked.model)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        key = self._cache.key(service, scope["path"], headers, body, asked)
+        if key is None:
+            await self._admitted(scope, body, deadline, service, reply)
+            return
+        wanted = answerer(service.arms[0])
+
+        async def make() -> KeptAnswer | None:
+            reply.common.append((CACHE_HEADER, b"miss"))
+            job = await self._admitted(scope, body, deadline, service, reply)
+            return job.kept() if answerer(job.arm) == wanted else None
+
+        try:
+            kept = await self._cache.answer(service.name, key, deadline, make)
+        except TimeoutError:
+            raise Refusal(504, "the deadline has passed", "deadline_passed") from None
+        if kept is not None:
+            await self._give_again(kept, reply)
+
+    async def _give_again(self, kept: KeptAnswer, reply: Reply) -> None:
+        age = max(0, int(time.time() - kept.kept_at_seconds))
+        reply.set_header(RESPONSE_ID_HEADER.encode(), kept.response_id)
+        reply.common += [(CACHE_HEADER, b"hit"), (b"age", b"%d" % age), (b"x-serin-arm", b"stable")]
+        await reply.whole(200, kept.headers, kept.body)
+
+    async def _admitted(
+        self, scope: Message, body: bytes, deadline: float, service: Service, reply: Reply
+    ) -> Job:
         try:
             await self._admission.enter()
         except Full as full:
             text = f"the gateway is full ({full.reason}); try again"
             raise Refusal(429, text, full.reason, retry_after_seconds=1) from None
         try:
-            await self._draw(scope, body, deadline, service, reply)
+            job = self._draw(scope, body, deadline, service, reply)
+            await self._proxy.answer(job, reply)
+            return job
         finally:
             self._admission.leave()
 
-    async def _draw(
+    def _draw(
         self, scope: Message, body: bytes, deadline: float, service: Service, reply: Reply
-    ) -> None:
+    ) -> Job:
         service = self.balancer.services.get(service.name, service)  # as it is after the wait
         conversation = None
         passed: CIMultiDict[str] = CIMultiDict()
@@ -266,8 +298,7 @@ class Gateway:
         reply.common.append((b"x-serin-arm", arm.name.encode()))
         series = self.metrics.series(service.name, arm)
         mark = self._mark(service, arm, draw)
-        job = Job(service.name, arm, series, draw, mark, scope["path"], passed, body, deadline)
-        await self._proxy.answer(job, reply)
+        return Job(service.name, arm, series, draw, mark, scope["path"], passed, body, deadline)
 
     def _mark(self, service: Service, arm: Arm, draw: Draw | None) -> Mark:
         """What the id of the drawn arm's answer says."""

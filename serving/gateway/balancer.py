@@ -57,6 +57,7 @@ class Arm:
     model_version: str
     percent: float
     endpoints: tuple[Endpoint, ...]
+    bundle_digest: str = ""
 
     @property
     def trusted(self) -> bool:
@@ -121,7 +122,14 @@ class Balancer:
             endpoint.ready = item.ready
             endpoints[key] = endpoint
             found.append(endpoint)
-        return Arm(route.arm, route.revision, route.model_version, route.percent, tuple(found))
+        return Arm(
+            route.arm,
+            route.revision,
+            route.model_version,
+            route.percent,
+            tuple(found),
+            route.bundle_digest,
+        )
 
     def endpoints(self) -> Iterator[Endpoint]:
         """Every endpoint that the routes name."""

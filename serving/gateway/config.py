@@ -85,6 +85,20 @@ class GatewayConfig(BaseModel):
     drain_seconds_max: float = Field(
         default=30.0, gt=0, description="after SIGTERM, longest wait for running requests"
     )
+    cache_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        description="time that an answer to a deterministic request is given again; 0: never",
+    )
+    cache_bytes_max: int = Field(
+        default=64 << 20, ge=0, description="kept answers in memory, all together"
+    )
+    cache_url: str = Field(
+        default="",
+        pattern=r"^((redis|rediss|unix)://\S+)?$",
+        description="a Redis that keeps the answers instead, for several gateways; its password "
+        "comes from SERIN_CACHE_PASSWORD",
+    )
     series_max: int = Field(
         default=32, ge=2, description="revisions whose counters are kept after they left the routes"
     )

@@ -10,11 +10,12 @@ import msgspec
 from multidict import CIMultiDict
 
 from serving.gateway.balancer import Arm, Balancer, Endpoint
+from serving.gateway.cache_store import KeptAnswer
 from serving.gateway.config import GatewayConfig
 from serving.gateway.health import Health
 from serving.gateway.metrics import Outcome, Series
 from serving.gateway.relay import answer_headers, read_start, relay
-from serving.gateway.reply import Refusal, Reply
+from serving.gateway.reply import Header, Refusal, Reply
 from serving.gateway.response_ids import PREFIXES, RESPONSE_ID_HEADER, Mark, ResponseIds
 from serving.gateway.settlement import UNANSWERED_SECONDS, Draw
 from serving.gateway.shadow import Shadow
@@ -55,6 +56,21 @@ class Job:
     """The revision that the answer's id names now."""
     answer: bytes | None = None
     """The drawn arm's answer, where the client got it whole."""
+    answer_head: tuple[int, list[Header]] = (0, [])
+    """Status and headers of that answer."""
+
+    def kept(self) -> KeptAnswer | None:
+        """Return the answer as it may be given to others; None for any but a plain, whole one."""
+        status, headers = self.answer_head
+        plain = not self.failed and not self.blocked and self.named == self.arm.revision
+        if self.answer is None or status != 200 or not plain:
+            return None
+        return KeptAnswer(headers, self.response_id, self.answer, time.time())
+
+    @property
+    def response_id(self) -> bytes:
+        """The answer's id as clients see it."""
+        return f"{PREFIXES['chat/' not in self.path]}{self.headers[RESPONSE_ID_HEADER]}".encode()
 
     def settle(self, outcome: Outcome, seconds: float) -> None:
         """Give the observation its outcome; only the first call counts."""
@@ -123,9 +139,8 @@ class Proxy:
                 model_version=arm.model_version,
                 observed=False,
             )
-        name = job.headers[RESPONSE_ID_HEADER] = self._ids.sign(mark)
-        prefix = PREFIXES["chat/" not in job.path]
-        reply.set_header(RESPONSE_ID_HEADER.encode(), f"{prefix}{name}".encode())
+        job.headers[RESPONSE_ID_HEADER] = self._ids.sign(mark)
+        reply.set_header(RESPONSE_ID_HEADER.encode(), job.response_id)
 
     async def _answer(self, job: Job, reply: Reply) -> Outcome:
         """Try endpoints; a request that may have begun somewhere is sent `sends_max` times."""
@@ -193,7 +208,8 @@ class Proxy:
                         del endpoint.waiting[limit]
             job.blocked = answer.headers.get(BLOCKED_HEADER, "0") != "0"
             if whole:
-                await reply.whole(answer.status, answer_headers(answer), start)
+                job.answer_head = answer.status, answer_headers(answer)
+                await reply.whole(*job.answer_head, start)
                 job.answer = start
             else:
                 whole = await relay(answer, start, reply)
