@@ -7,6 +7,7 @@ from typing import Any
 
 CHUNK_BYTES = 1 << 20
 DIGEST_HEX_LENGTH = 64
+MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 def digest_bytes(data: bytes) -> str:
@@ -48,6 +49,12 @@ def digest_files(folder: Path) -> dict[str, str]:
 def digest_folder(folder: Path) -> str:
     """Return one digest of a folder's file names and contents (times and modes do not count)."""
     return digest_json(digest_files(folder))
+
+
+def model_digest(folder: Path) -> str:
+    """Return one digest of a folder's model and tokenizer files; other files do not count."""
+    paths = {path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)}
+    return digest_json({path.name: digest_file(path) for path in paths if path.is_file()})
 
 
 def chain_digest(previous: str, text: str) -> str:

@@ -29,9 +29,18 @@ from serving.predictor_metrics import PredictorMetrics
 
 log = logging.getLogger("serin.predictor")
 
+
+def vllm_engine(bundle: Path, manifest: BundleManifest, config: PredictorConfig) -> Engine:
+    """Import the engine only where it is asked for: its HTTP client costs the others' start."""
+    from serving.engines.vllm import VllmEngine
+
+    return VllmEngine(bundle, manifest, config)
+
+
 ENGINES: dict[str, Callable[[Path, BundleManifest, PredictorConfig], Engine]] = {
     "openvino": OpenVinoEngine,
     "reference": ReferenceEngine,
+    "vllm": vllm_engine,
 }
 EXIT_CODES: tuple[tuple[type[SerinError], int], ...] = (
     (ConfigurationError, 2),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import ConfigurationError
 from core.manifests import BundleManifest
+from serving.engines.vllm_config import VllmConfig
 
 PREFIX = "SERIN_PREDICTOR_"
 CONCURRENCY = 64
@@ -50,10 +51,13 @@ class PredictorConfig(BaseModel):
     cache_gigabytes: float | None = Field(
         default=None,
         gt=0,
-        description="openvino: KV cache in GB at most; empty: as the bundle says",
+        description="KV cache in GB at most, on a CPU; empty: as the bundle says, vllm 1",
     )
     batched_tokens_max: int | None = Field(
-        default=None, ge=16, description="openvino: tokens per step; empty: as the bundle says"
+        default=None, ge=16, description="tokens per step; empty: openvino as the bundle says"
+    )
+    vllm: VllmConfig = Field(
+        default=VllmConfig(), description="the vllm engine; as a variable, one JSON object"
     )
 
     def concurrency_for(self, manifest: BundleManifest) -> int:
@@ -77,7 +81,7 @@ def read_config(
     values = _file_values(file) if file else {}
     for name in PredictorConfig.model_fields:
         if text := environ.get(PREFIX + name.upper()):
-            values[name] = text
+            values[name] = _nested_values(text) if name == "vllm" else text
     if threads is not None:
         values["threads"] = threads
     try:
@@ -88,6 +92,13 @@ def read_config(
         raise ConfigurationError(
             f"predictor configuration, {name}: {first['msg']}; see {PREFIX}* and --config"
         ) from error
+
+
+def _nested_values(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # refused by its name, as any other wrong value
 
 
 def _file_values(file: Path) -> dict[str, Any]:

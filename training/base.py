@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 
 from core.contracts import Record
-from core.digests import digest_file, digest_folder, digest_json
+from core.digests import MODEL_FILE_PATTERNS, digest_folder, digest_json
+from core.digests import model_digest as model_digest
 from core.errors import ConfigurationError, InputError, NotFoundError, UnavailableError
 from training.batches import encode_records, load_tokenizer
 from training.config import BUILTIN_SOURCE, BaseConfig
 from training.loop import OnMetrics, fit
 from training.vocabulary import train_tokenizer
 
-MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 UNSAFE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5")
 BUILTIN_MAKER = 1
 """Raise it when the same configuration and rows give another builtin base."""
@@ -103,12 +103,6 @@ def _no_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def model_digest(folder: Path) -> str:
-    """Return one digest of a folder's model and tokenizer files; other files do not count."""
-    paths = {path for pattern in MODEL_FILE_PATTERNS for path in folder.glob(pattern)}
-    return digest_json({path.name: digest_file(path) for path in paths if path.is_file()})
 
 
 def _build_builtin(
