@@ -12,12 +12,15 @@ from core.digests import digest_files, digest_json
 from core.errors import IntegrityError
 
 MANIFEST_NAME = "manifest.json"
+BUILD_NAME = "build.json"
+"""What each step of the build took and left, for people: seconds are no part of the identity."""
 MANIFEST_BYTES_MAX = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class BundleManifest:
-    """What a predictor loads. `files` maps relative paths to SHA-256; the manifest is not in it.
+    """What a predictor loads. `files` maps relative paths to SHA-256; the manifest itself and
+    build.json are not in it.
 
     Folders inside a bundle: `weights/` (merged Hugging Face model and tokenizer, safetensors) and
     `openvino/` (compiled graph, tokenizer and detokenizer graphs).
@@ -68,7 +71,8 @@ def verify_bundle(folder: Path, expected_digest: str | None = None) -> BundleMan
             f"bundle {folder} has digest {manifest.digest[:12]}, expected {expected_digest[:12]}"
         )
     actual = digest_files(folder)
-    actual.pop(MANIFEST_NAME, None)
+    for beside in (MANIFEST_NAME, BUILD_NAME):
+        actual.pop(beside, None)
     for name in sorted(actual.keys() | manifest.files.keys()):
         if actual.get(name) != manifest.files.get(name):
             raise IntegrityError(f"bundle {folder}: file {name} is missing, unlisted or changed")

@@ -41,7 +41,7 @@ def retrain(
     foundation = fit_base(run, base, snapshot)
     adapter = fit_adapter(run, train, foundation, snapshot, data)
     built = compile_bundle(run, bundle, foundation, adapter, snapshot)
-    verdict = judge_candidate(run, gates, data, built, evaluation)
+    built, verdict = judge_candidate(run, gates, data, built, evaluation)
     if verdict.outcome != "pass":
         reject_snapshot(run, snapshot, verdict)
         return ended(run, "Stopped by gates", arrived, verdict)

@@ -4,24 +4,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from core.contracts import Answer, Evidence, Figure, Record, SnapshotRef, Verdict
 from core.errors import NotFoundError
-from core.manifests import verify_bundle
+from core.manifests import read_manifest, verify_bundle
 from core.settings import Settings
 from lake.snapshots import load_rows
 from tasks.answering import model, remembering
 from tasks.preparing import Evaluation, earlier_training
 from tasks.stable import open_registry, stable_bundle, stable_version
-from tasks.stages import DayRun, stage
-from training.bundle import WEIGHTS_FOLDER, BundleRef
+from tasks.stages import LOG, DayRun, stage
+from training.bundle import WEIGHTS_FOLDER, BundleRef, build_less_aggressive
+from training.logits import logit_differences
 from training.reference import reference_answers
 from validation.drift import drift_gate
 from validation.gates import GatesConfig, combine
 from validation.leakage import leakage_gate
-from validation.parity import parity_gate, parity_records
+from validation.parity import PARITY, logit_records, parity_gate, parity_records, with_tries
 from validation.quality import forgetting_gate, quality_gate, score
 from validation.safety import safety_gate
 
@@ -55,6 +57,21 @@ class Judged:
     bundle_path: str
     bundle_digest: str
     gates: str
+    refused: Evidence | None = None
+    """What parity found in the bundles of narrower precision that were tried before this one."""
+
+
+class Judgement(NamedTuple):
+    """A verdict, and the bundle that it is about: the first that parity did not refuse, if any."""
+
+    bundle: BundleRef
+    verdict: Verdict
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The outcome, and with which precision the bundle came to it."""
+        precision = self.bundle.recipe.config.settings["weight_precision"]
+        return {"outcome": self.verdict.outcome, "precision": precision}
 
 
 @stage("data gates", retries=1)
@@ -77,18 +94,31 @@ def judge_candidate(
     data: DataJudgement,
     bundle: BundleRef,
     evaluation: Evaluation,
-) -> Verdict:
-    """Judge the bundle's answers against stable's, the reference engine's and the probes."""
-    judged = Judged(
-        run=run,
-        data_evidence=data.evidence,
-        evaluation=evaluation,
-        bundle_path=str(bundle.path),
-        bundle_digest=bundle.digest,
-        gates=config.model_dump_json(),
-    )
-    _judged_path(bundle.digest).write_bytes(msgspec.json.encode(judged))
-    return judge_bundle(judged)
+) -> Judgement:
+    """Judge the bundle's answers against stable's, the reference engine's and the probes.
+
+    A bundle that differs too much from the reference is built again at the next wider precision.
+    """
+    refused: Evidence | None = None
+    while True:
+        judged = Judged(
+            run=run,
+            data_evidence=data.evidence,
+            evaluation=evaluation,
+            bundle_path=str(bundle.path),
+            bundle_digest=bundle.digest,
+            gates=config.model_dump_json(),
+            refused=refused,
+        )
+        verdict = judge_bundle(judged)
+        parity = next(item for item in verdict.evidence if item.gate == PARITY)
+        wider = build_less_aggressive(bundle) if parity.outcome == "fail" else None
+        if wider is None:
+            _judged_path(bundle.digest).write_bytes(msgspec.json.encode(judged))
+            return Judgement(bundle, verdict)
+        LOG.warning("%s  refused, building it again: %s", run.label, "; ".join(parity.reasons))
+        run.record("bundle", wider.seconds, **wider.figures)
+        bundle, refused = wider, parity
 
 
 def judge_again(bundle_digest: str) -> Verdict:
@@ -126,10 +156,7 @@ def judge_bundle(judged: Judged) -> Verdict:
             ask_stable = running.enter_context(_model(run, config, *stable))
             theirs = score(config.quality, records, ask_stable)
         safety = safety_gate(config.safety, ask)
-        chosen = parity_records(config.parity, records)
-        compiled = score(config.quality, chosen, ask)
-        expected = score(config.quality, chosen, _reference(config, *bundle))
-        parity = parity_gate(config.parity, compiled, expected)
+        parity = _parity(judged, config, records, ask)
     known = _known_slices(records)
     verdict = combine(
         [
@@ -143,6 +170,21 @@ def judge_bundle(judged: Judged) -> Verdict:
     )
     run.path(VERDICT_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(verdict), indent=2))
     return verdict
+
+
+def _parity(judged: Judged, config: GatesConfig, records: list[Record], ask: Answer) -> Evidence:
+    """The compiled bundle's answers and logits against those of its own merged weights."""
+    folder = Path(judged.bundle_path)
+    chosen = parity_records(config.parity, records)
+    compiled = score(config.quality, chosen, ask)
+    expected = score(config.quality, chosen, _reference(config, folder, judged.bundle_digest))
+    differences = logit_differences(folder, logit_records(config.parity, chosen))
+    settings = read_manifest(folder).settings
+    precision = f"{settings['weight_precision']} weights, {settings['kv_cache_precision']} cache"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    details: dict[str, Figure] = {"bytes": size, "bundle": judged.bundle_digest[:12]}
+    found = parity_gate(config.parity, compiled, expected, differences)
+    return with_tries(found, precision, details, judged.refused)
 
 
 def _known_slices(records: list[Record]) -> set[str]:

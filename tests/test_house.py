@@ -40,7 +40,7 @@ HOMES = {
     "fastapi": {"serving"},
     "torch": {"training", "serving", "privacy"},
 }
-ONE_FILE_HOMES = {"optimum": "training/bundle.py", "nncf": "training/bundle.py"}
+ONE_FILE_HOMES = {"optimum": "training/graph.py", "nncf": "training/graph.py"}
 LAZY = {
     "torch", "mlflow", "great_expectations", "evidently", "openvino", "openvino_genai",
     "transformers", "peft", "optimum", "nncf", "datasets", "kserve", "openvino_tokenizers",

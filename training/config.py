@@ -3,13 +3,30 @@
 Knows names, defaults and limits only; Prefect shows these models as forms.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.digests import digest_json
 
 BUILTIN_SOURCE = "builtin:small"
+
+Optimisation = Literal["fusion", "weight_compression", "cache_compression", "batching"]
+WeightPrecision = Literal["int4", "int8", "fp16", "fp32"]
+CachePrecision = Literal["u8", "f16", "f32"]
+Setting = str | int | float | bool | None
+WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
+"""From the smallest to the one that the reference has."""
+CACHE_PRECISIONS: tuple[CachePrecision, ...] = get_args(CachePrecision)
+CACHE_AT_LEAST: Mapping[WeightPrecision, CachePrecision] = {"fp16": "f16", "fp32": "f32"}
+"""Wider weights after a refusal bring a wider cache too: either may have been the cause."""
+LEFT_OUT: Mapping[Optimisation, Mapping[str, Setting]] = {
+    "weight_compression": {"weight_precision": "fp32"},
+    "cache_compression": {"kv_cache_precision": "f32"},
+    "batching": {"sequences_max": 1},
+}
+"""What holds instead of the settings of an optimisation that is left out."""
 
 
 class LoopConfig(BaseModel):
@@ -118,14 +135,27 @@ class TrainConfig(LoopConfig):
 
 
 class BundleConfig(BaseModel):
-    """What a predictor loads: precision of weights and cache, and its scheduler's limits."""
+    """What a predictor loads: how its graph is compiled, and its scheduler's limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weight_precision: Literal["int8", "fp32"] = Field(
-        default="int8", description="precision of the compiled weights"
+    optimisations: tuple[Optimisation, ...] = Field(
+        default=get_args(Optimisation),
+        description="what is done to the graph, in this order; one left out is not done, whatever "
+        "its settings say",
     )
-    kv_cache_precision: Literal["u8", "f16", "f32"] = Field(
+    weight_precision: WeightPrecision = Field(
+        default="int8", description="precision of the compiled weights that is tried first"
+    )
+    fallback_precisions: tuple[WeightPrecision, ...] = Field(
+        default=WEIGHT_PRECISIONS,
+        description="precisions that may be tried after one that the parity gate refused; the "
+        "smallest wider one is next, and none ends the tries",
+    )
+    int4_group_size: int = Field(
+        default=64, ge=16, le=1024, description="int4: weights that share one scale"
+    )
+    kv_cache_precision: CachePrecision = Field(
         default="u8", description="precision of the key-value cache"
     )
     inference_precision: Literal["f32", "bf16", "f16"] = Field(
@@ -142,3 +172,24 @@ class BundleConfig(BaseModel):
     dynamic_split_fuse: bool = Field(
         default=True, description="mix pieces of long prompts with running answers"
     )
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What holds for the bundle, as its manifest says it: how it came to be tried is not."""
+        found: dict[str, Setting] = self.model_dump(
+            mode="json", exclude={"optimisations", "fallback_precisions"}
+        )
+        done = [name for name in get_args(Optimisation) if name in self.optimisations]
+        for name, instead in LEFT_OUT.items():
+            found |= {} if name in done else instead
+        return {**found, "optimisations": " ".join(done)}
+
+    def less_aggressive(self) -> "BundleConfig | None":
+        """The same with the next wider weights that may be tried; None when there are none."""
+        now = WEIGHT_PRECISIONS.index(self.weight_precision)
+        wider = [item for item in WEIGHT_PRECISIONS[now + 1 :] if item in self.fallback_precisions]
+        if not wider or "weight_compression" not in self.optimisations:
+            return None
+        caches = (self.kv_cache_precision, CACHE_AT_LEAST.get(wider[0], self.kv_cache_precision))
+        widest = max(caches, key=CACHE_PRECISIONS.index)
+        return self.model_copy(update={"weight_precision": wider[0], "kv_cache_precision": widest})

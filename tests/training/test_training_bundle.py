@@ -14,8 +14,10 @@ from core.manifests import read_manifest, verify_bundle
 from tests.training.greedy import greedy
 from training.base import BaseRef, load_model
 from training.batches import encode_prompt, load_tokenizer
-from training.bundle import BundleRef, build_bundle
+from training.bundle import BundleRef, build_bundle, build_less_aggressive
 from training.config import BundleConfig
+from training.graph import BuildStep
+from training.logits import logit_differences
 from training.lora import AdapterRef, load_adapter
 from training.reference import reference_answers
 
@@ -27,6 +29,7 @@ def test_a_bundle_is_named_by_its_content(
     assert bundle.path.name == bundle.digest == manifest.digest
     files = digest_files(bundle.path)
     assert files.pop("manifest.json")
+    assert files.pop("build.json")
     assert manifest.files == files
     assert manifest.base_digest == base.digest
     assert manifest.adapter_digest == adapter.digest
@@ -43,14 +46,99 @@ def test_a_bundle_holds_no_machine_path(bundle: BundleRef, models: Path) -> None
             assert str(models).encode() not in path.read_bytes(), path.name
 
 
-def test_building_again_gives_the_same_bundle(
-    bundle: BundleRef, base: BaseRef, adapter: AdapterRef, tmp_path: Path
+def test_building_again_gives_the_same_bundle(bundle: BundleRef, ladder: list[BundleRef]) -> None:
+    by_precision = {item.recipe.config.weight_precision: item for item in ladder}
+    assert by_precision["int8"].digest == bundle.digest, "however it came to be built"
+    for precision in ("int4", "fp16"):
+        before = by_precision[precision]
+        recipe = before.recipe
+        again = build_bundle(
+            recipe.config, recipe.base, recipe.adapter, recipe.snapshot_id, recipe.bundles
+        )
+        assert again.path == before.path
+    assert len(list(ladder[0].path.parent.iterdir())) == len(ladder)
+
+
+def test_a_bundle_keeps_what_each_step_took_and_left(bundle: BundleRef) -> None:
+    steps = json.loads((bundle.path / "build.json").read_text())
+    assert [BuildStep(**step) for step in steps] == list(bundle.steps)
+    assert [step.name for step in bundle.steps] == [
+        "merge", "export", "fusion", "weight_compression", "cache_compression", "write",
+    ]  # fmt: skip
+    named = {step.name: step for step in bundle.steps}
+    assert named["fusion"].operations < named["export"].operations
+    assert named["weight_compression"].bytes < 0.3 * named["export"].bytes
+    assert named["write"].bytes > named["weight_compression"].bytes
+    assert sum(step.seconds for step in bundle.steps) <= bundle.seconds
+    assert bundle.figures["precision"] == "int8"
+
+
+def test_an_optimisation_that_is_left_out_is_not_done(
+    base: BaseRef, adapter: AdapterRef, bundle: BundleRef, tmp_path: Path
 ) -> None:
-    again = build_bundle(BundleConfig(), base, adapter, "snapshot-1", tmp_path)
-    assert again.digest == bundle.digest
-    once_more = build_bundle(BundleConfig(), base, adapter, "snapshot-1", tmp_path)
-    assert once_more.path == again.path
-    assert len(list(tmp_path.iterdir())) == 1
+    plain = build_bundle(BundleConfig(optimisations=()), base, adapter, "snapshot-1", tmp_path)
+    settings = verify_bundle(plain.path).settings
+    assert settings["optimisations"] == ""
+    assert settings["weight_precision"] == "fp32"
+    assert settings["kv_cache_precision"] == "f32"
+    assert settings["sequences_max"] == 1
+    assert [step.name for step in plain.steps] == ["merge", "export", "write"]
+    assert plain.steps[-1].bytes > bundle.steps[-1].bytes
+    assert build_less_aggressive(plain) is None
+
+
+@pytest.fixture(scope="module")
+def ladder(
+    base: BaseRef, adapter: AdapterRef, tmp_path_factory: pytest.TempPathFactory
+) -> list[BundleRef]:
+    """A bundle of every precision, each built as the one before it was refused."""
+    first = BundleConfig(weight_precision="int4")
+    folder = tmp_path_factory.mktemp("ladder")
+    tries = [build_bundle(first, base, adapter, "snapshot-1", folder)]
+    while wider := build_less_aggressive(tries[-1]):
+        tries.append(wider)
+    return tries
+
+
+def test_each_rung_of_the_ladder_is_nearer_to_the_reference(
+    ladder: list[BundleRef], rows: list[Record]
+) -> None:
+    settings = [verify_bundle(item.path, item.digest).settings for item in ladder]
+    assert [(one["weight_precision"], one["kv_cache_precision"]) for one in settings] == [
+        ("int4", "u8"), ("int8", "u8"), ("fp16", "f16"), ("fp32", "f32"),
+    ]  # fmt: skip
+    sizes = [(item.path / "openvino" / "openvino_model.bin").stat().st_size for item in ladder]
+    assert sizes == sorted(sizes)
+    differences = [max(logit_differences(item.path, rows[::40])) for item in ladder]
+    assert differences == sorted(differences, reverse=True)
+    assert differences[0] > 4 * differences[1]
+    assert differences[-1] < 1e-4
+    weights = ladder[0].path / "weights"
+    reference = greedy(load_model(weights), load_tokenizer(weights), rows[::16])
+    for item in ladder[2:]:
+        assert compiled_answers(item.path, rows[::16]) == reference
+
+
+def test_only_precisions_of_the_ladder_are_tried() -> None:
+    first = BundleConfig(weight_precision="int4", fallback_precisions=("fp32", "int8"))
+    second = first.less_aggressive()
+    assert second is not None
+    assert second.weight_precision == "int8"
+    third = second.less_aggressive()
+    assert third is not None
+    assert (third.weight_precision, third.kv_cache_precision) == ("fp32", "f32")
+    assert third.less_aggressive() is None
+    assert BundleConfig(fallback_precisions=()).less_aggressive() is None
+
+
+def test_logits_are_compared_over_the_answer_of_a_cut_row_too(
+    bundle: BundleRef, rows: list[Record]
+) -> None:
+    long = replace(rows[0], messages=(Message("user", "word " * 2000),))
+    differences = logit_differences(bundle.path, [long, rows[0]])
+    assert len(differences) == 2
+    assert all(0 < difference < 0.5 for difference in differences)
+    assert logit_differences(bundle.path, []) == []
 
 
 def test_an_adapter_with_other_content_is_refused(
@@ -95,18 +183,6 @@ def test_the_reference_answers_one_by_one_and_leaves_out_what_has_no_room(
     assert torch.get_num_threads() == before
     with pytest.raises(InputError):
         reference_answers(bundle.path / "nothing", 12)(asked[:1])
-
-
-def test_fp32_weights_are_kept_when_asked_for(
-    base: BaseRef, adapter: AdapterRef, bundle: BundleRef, rows: list[Record], tmp_path: Path
-) -> None:
-    config = BundleConfig(weight_precision="fp32", kv_cache_precision="f32")
-    full = build_bundle(config, base, adapter, "snapshot-1", tmp_path)
-    name = "openvino/openvino_model.bin"
-    assert (full.path / name).stat().st_size > 3 * (bundle.path / name).stat().st_size
-    weights = full.path / "weights"
-    reference = greedy(load_model(weights), load_tokenizer(weights), rows[::16])
-    assert compiled_answers(full.path, rows[::16]) == reference
 
 
 def compiled_answers(folder: Path, records: list[Record]) -> list[str]:

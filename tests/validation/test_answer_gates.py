@@ -6,7 +6,13 @@ from collections.abc import Sequence
 import pytest
 
 from core.contracts import Evidence, Message, Record
-from validation.parity import ParityConfig, parity_gate, parity_records
+from validation.parity import (
+    ParityConfig,
+    logit_records,
+    parity_gate,
+    parity_records,
+    with_tries,
+)
 from validation.quality import (
     ForgettingConfig,
     QualityConfig,
@@ -207,6 +213,49 @@ def test_a_bundle_that_answers_otherwise_fails_with_both_reasons() -> None:
     assert len(found.reasons) == 2
     assert "identical" in found.reasons[0]
     assert "task score differs by -5.0 points" in found.reasons[1]
+
+
+def test_logits_are_judged_where_an_engine_gives_them() -> None:
+    rows = records(200)
+    config = ParityConfig(logit_difference_max=0.5)
+
+    def judge(differences: list[float] | None) -> Evidence:
+        return parity_gate(config, scores(rows), scores(rows), differences)
+
+    assert judge([0.1, 0.4, 0.2]).figures["logit_difference"] == 0.4
+    assert judge([0.1, 0.4, 0.2]).outcome == "pass"
+    assert "logit_difference" not in judge(None).figures
+    far = judge([0.1, 0.75])
+    assert (far.outcome, far.reasons) == ("fail", ("a logit differs by 0.75, 0.5 allowed",))
+    for broken in ([math.nan, 0.1], [0.1, math.nan], [math.inf]):
+        assert judge(broken).outcome == "fail"
+
+
+def test_each_refused_precision_stays_in_the_evidence() -> None:
+    rows = records(200)
+    refused = None
+    for precision in ("int4", "int8"):
+        found = parity(scores(rows, range(10)), scores(rows))
+        refused = with_tries(found, precision, {"bytes": 10}, refused)
+    assert refused is not None
+    assert [reason.partition(":")[0] for reason in refused.reasons] == 2 * ["int4"] + 2 * ["int8"]
+    table = refused.tables["precisions"]
+    assert table["int4"]["outcome"] == table["int8"]["outcome"] == "fail"
+    assert table["int4"]["identical_share"] == pytest.approx(0.95)
+    passed = with_tries(parity(scores(rows), scores(rows)), "fp16", {"bytes": 20}, refused)
+    assert (passed.outcome, passed.reasons) == ("pass", ())
+    assert passed.summary.startswith("fp16: 100.0%")
+    assert passed.summary.endswith("refused before: int4, int8")
+    assert passed.tables["precisions"]["fp16"]["bytes"] == 20
+    assert "95.0% of the answers" in str(passed.tables["precisions"]["int8"]["reasons"])
+
+
+def test_logits_are_compared_on_prompts_of_all_slices() -> None:
+    chosen = parity_records(ParityConfig(), records(500))
+    few = logit_records(ParityConfig(logit_prompts=4), chosen)
+    assert [row.slice_name for row in few] == ["billing", "billing", "orders", "orders"]
+    assert logit_records(ParityConfig(logit_prompts=0), chosen) == []
+    assert logit_records(ParityConfig(), chosen[:3]) == chosen[:3]
 
 
 def test_too_few_or_unequal_answers_have_no_parity() -> None:
