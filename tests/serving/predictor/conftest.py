@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from predictor_process import PredictorProcess
+from predictor_process import VLLM_ENVIRONMENT, PredictorProcess
 
 from tests.bundles import scripted_bundle
 
 Start = Callable[..., PredictorProcess]
+BOTH = ("openvino", "reference")
+ENGINES = [*BOTH, pytest.param("vllm", marks=pytest.mark.vllm)]
 
 
 @pytest.fixture(scope="session")
@@ -18,21 +20,29 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared(
-    bundle: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, PredictorProcess]]:
-    """A predictor per engine; both start at once, because transformers takes ten seconds."""
+    """A predictor per engine; all start at once, because transformers takes ten seconds."""
+    asking = [
+        item for item in request.session.items if "shared" in getattr(item, "fixturenames", ())
+    ]
+    marked = [item.get_closest_marker("vllm") is not None for item in asking]
+    names = [*(BOTH if not all(marked) else ()), *(["vllm"] if any(marked) else [])]
     found = {
         engine: PredictorProcess(
-            bundle, tmp_path_factory.mktemp(engine), "--engine", engine, "--threads", "1"
+            bundle,
+            tmp_path_factory.mktemp(engine),
+            *("--engine", engine, "--threads", "1"),
+            **(VLLM_ENVIRONMENT if engine == "vllm" else {}),
         )
-        for engine in ("openvino", "reference")
+        for engine in names
     }
     yield found
     for process in found.values():
         process.stop()
 
 
-@pytest.fixture(params=["openvino", "reference"])
+@pytest.fixture(params=ENGINES)
 def predictor(
     request: pytest.FixtureRequest, shared: dict[str, PredictorProcess]
 ) -> PredictorProcess:

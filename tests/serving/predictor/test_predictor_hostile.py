@@ -2,10 +2,12 @@
 
 import json
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from conftest import ENGINES
 from predictor_process import PredictorProcess, ask, until
 
 CHAT = "/openai/v1/chat/completions"
@@ -127,10 +129,13 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def client(shared: dict[str, PredictorProcess]) -> httpx.Client:
-    found: httpx.Client = shared["openvino"].wait_ready().http()
-    return found
+@pytest.fixture(scope="module", params=ENGINES)
+def client(
+    request: pytest.FixtureRequest, shared: dict[str, PredictorProcess]
+) -> Iterator[httpx.Client]:
+    """One client for each engine's predictor."""
+    with shared[request.param].wait_ready().http() as made:
+        yield made
 
 
 def refused(answer: httpx.Response) -> dict[str, Any]:
@@ -173,8 +178,8 @@ def test_the_body_needs_no_content_type(client: httpx.Client) -> None:
     assert client.post(CHAT, content=body(), headers={"content-type": "x/y"}).status_code == 200
 
 
-def test_a_huge_body_is_refused_before_it_is_read(openvino: PredictorProcess) -> None:
-    with openvino.http() as client:
+def test_a_huge_body_is_refused_before_it_is_read(predictor: PredictorProcess) -> None:
+    with predictor.http() as client:
         answer = client.post(CHAT, content=said("x" * (1 << 20)))
     assert refused(answer)["code"] == "too_large"
     assert answer.status_code == 413
@@ -213,15 +218,15 @@ def test_other_routes_and_kserves_own_inference_are_not_offered(
     assert answer.status_code == status
 
 
-def test_a_client_that_leaves_while_sending_is_no_failure(openvino: PredictorProcess) -> None:
-    before = openvino.metric("requests_total", outcome="cancelled")
-    host, port = openvino.url.removeprefix("http://").split(":")
+def test_a_client_that_leaves_while_sending_is_no_failure(predictor: PredictorProcess) -> None:
+    before = predictor.metric("requests_total", outcome="cancelled")
+    host, port = predictor.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
         raw.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{{".encode())
-    until(lambda: openvino.metric("requests_total", outcome="cancelled") == before + 1)
+    until(lambda: predictor.metric("requests_total", outcome="cancelled") == before + 1)
 
 
-def test_nothing_of_all_this_was_our_failure(openvino: PredictorProcess) -> None:
-    assert openvino.metric("requests_total", outcome="error") == 0
-    assert openvino.metric("running_answers") == 0
-    assert "Traceback" not in openvino.log
+def test_nothing_of_all_this_was_our_failure(predictor: PredictorProcess) -> None:
+    assert predictor.metric("requests_total", outcome="error") == 0
+    assert predictor.metric("running_answers") == 0
+    assert "Traceback" not in predictor.log
