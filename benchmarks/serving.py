@@ -1,0 +1,335 @@
+"""Serving, one optimisation at a time, against one-by-one transformers on the same machine.
+
+`python benchmarks/serving.py [--quick] [--json] [--trace FILE]`. Real predictor processes, closed
+loops of 1 to 64 clients and a trace's arrivals; repeats interleaved over the rows, medians. The
+full run adds a 135 M-parameter shape and writes results/serving.json and a plot.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.support.serving_clients import (
+    Asked,
+    closed_loop,
+    figures,
+    medians,
+    open_loop,
+)
+from benchmarks.support.serving_goals import FINAL, NAIVE, VLLM, goals
+from benchmarks.support.serving_plot import plot
+from benchmarks.support.serving_predictors import MODEL, NotServingError, Predictor, Row
+from benchmarks.support.serving_trace import (
+    MEAN_ANSWER_TOKENS,
+    Arrival,
+    PromptMaker,
+    read_trace,
+    scaled,
+    synthetic_trace,
+)
+from observability.load import LoadConfig, LoadGenerator
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BUILD_SECONDS_MAX = 1200
+VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+BUNDLES: dict[str, dict[str, Any]] = {
+    "fp32": {"weight_precision": "fp32", "kv_cache_precision": "f32", "prefix_caching": False},
+    "int8": {"weight_precision": "int8", "kv_cache_precision": "f32", "prefix_caching": False},
+    "int8 u8": {"weight_precision": "int8", "kv_cache_precision": "u8", "prefix_caching": False},
+    "all": {"weight_precision": "int8", "kv_cache_precision": "u8", "prefix_caching": True},
+}
+ONE = {"concurrency": 1}
+STARTS = 3
+OPEN_SHARE = 0.7
+"""Of the saturation load: where a service is meant to work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured on one shape. A round is one answer of each client."""
+
+    shape: str
+    answer_tokens: int
+    rounds: Mapping[int, int]
+    rounds_batched: Mapping[int, int]
+    repeats: Mapping[int, int]
+    open_seconds: float
+    naive_threads: int
+    quick: bool = False
+
+
+QUICK = Plan("builtin", 64, {1: 8, 16: 2}, {1: 8, 16: 8}, {1: 1, 16: 2}, 6.0, 1, True)
+FULL = (
+    Plan(
+        "builtin", 64, {1: 10, 4: 5, 16: 3, 64: 2}, {1: 20, 4: 20, 16: 15, 64: 8},
+        {1: 3, 4: 3, 16: 5, 64: 3}, 20.0, 1,
+    ),
+    Plan(
+        "135m", 16, {1: 3, 4: 1, 16: 1, 64: 1}, {1: 5, 4: 4, 16: 3, 64: 1},
+        {1: 3, 4: 3, 16: 3, 64: 1}, 40.0, 2,
+    ),
+)  # fmt: skip
+"""On one thread the small model answers faster; the large one gets every core of the machine."""
+
+
+def rows(plan: Plan) -> list[Row]:
+    """Return what is compared, each row with one optimisation more than the one before."""
+    found = [
+        Row(NAIVE, "fp32", "reference", config={"threads": plan.naive_threads}),
+        Row("+ compiled", "fp32", config=ONE),
+        Row("+ batching", "fp32"),
+        Row("+ int8 weights", "int8"),
+        Row("+ u8 cache", "int8 u8"),
+        Row(FINAL, "all"),
+    ]
+    if plan.quick:
+        return [row for row in found if row.bundle in ("fp32", "all")]
+    return [*found, Row(VLLM, "all", "vllm", python=VLLM_PYTHON)]
+
+
+def build(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Build the plan's bundles in a process of its own; return {name: path, seconds, size}."""
+    wanted = {row.bundle for row in rows(plan)}
+    given = [f"{name}={json.dumps(BUNDLES[name])}" for name in BUNDLES if name in wanted]
+    command = ["-m", "benchmarks.support.serving_models", plan.shape, str(folder), *given]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS_MAX,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"the bundles were not built:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@contextlib.contextmanager
+def serving(
+    plan: Plan, bundles: Mapping[str, Any], folder: Path, notes: dict[str, str]
+) -> Iterator[dict[str, Predictor]]:
+    """Start every row's predictor one after the other; note why one is missing."""
+    found: dict[str, Predictor] = {}
+    with contextlib.ExitStack() as stack:
+        for row in rows(plan):
+            if not row.python.exists():
+                notes[row.name] = "not installed"
+                continue
+            try:
+                started = Predictor(row, Path(bundles[row.bundle]["path"]), folder / row.name)
+            except NotServingError as error:
+                notes[row.name] = f"did not start: {error}"
+                continue
+            stack.callback(started.stop)
+            found[row.name] = started
+        yield found
+
+
+def start_seconds(plan: Plan, bundles: Mapping[str, Any], folder: Path) -> list[float]:
+    """Return how long the last row takes to be ready, each time in a new process."""
+    row = next(row for row in rows(plan) if row.name == FINAL)
+    found = []
+    for number in range(1 if plan.quick else STARTS):
+        started = Predictor(row, Path(bundles[row.bundle]["path"]), folder / f"start-{number}")
+        found.append(started.start_seconds)
+        started.stop()
+    return found
+
+
+def closed_loops(
+    plan: Plan, running: Mapping[str, Predictor], maker: PromptMaker
+) -> dict[str, dict[str, Any]]:
+    """Measure every row with every number of clients, repeats interleaved over the rows."""
+    batched = {row.name: row.batched for row in rows(plan)}
+    found: dict[str, dict[str, Any]] = {name: {} for name in running}
+    for clients, repeats in plan.repeats.items():
+        cells: dict[str, list[dict[str, float]]] = {name: [] for name in running}
+        for _ in range(repeats):
+            for name, predictor in running.items():
+                rounds = (plan.rounds_batched if batched[name] else plan.rounds)[clients]
+                asked = maker.closed_loop(clients * (rounds + 1), plan.answer_tokens)
+                cells[name].append(_closed_cell(predictor, asked, clients, rounds))
+        for name, measured in cells.items():
+            found[name][str(clients)] = {**medians(measured), "repeats": repeats}
+    return found
+
+
+def _closed_cell(
+    predictor: Predictor, asked: list[Asked], clients: int, rounds: int
+) -> dict[str, float]:
+    cpu = predictor.cpu_seconds()
+    outcome = closed_loop(predictor.url, MODEL, asked, clients, rounds, stream=False)
+    used = predictor.cpu_seconds() - cpu
+    everything = clients * (rounds + 1) * asked[0].tokens  # the first answers cost CPU time too
+    return {**figures(outcome), "cpu_seconds": used, "tokens_per_cpu_second": everything / used}
+
+
+def streamed(
+    plan: Plan, running: Mapping[str, Predictor], maker: PromptMaker, clients: int = 16
+) -> dict[str, Any]:
+    """Measure the times to the first token and between tokens of `clients` that stream."""
+    found: dict[str, Any] = {}
+    for name, predictor in running.items():
+        asked = maker.closed_loop(2 * clients, plan.answer_tokens)
+        found[name] = medians(
+            [figures(closed_loop(predictor.url, MODEL, asked, clients, 1, stream=True))]
+        )
+    return found
+
+
+def open_loops(
+    plan: Plan,
+    running: Mapping[str, Predictor],
+    maker: PromptMaker,
+    trace: list[Arrival],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Replay the trace at 70 % of what naive can do, then at 70 % of what the last row can do."""
+    found: dict[str, Any] = {}
+    names = [name for name in (NAIVE, FINAL, VLLM) if name in running]
+    for load, basis in (("naive's", NAIVE), ("the last row's", FINAL)):
+        tokens = measured[basis]["16"]["tokens_per_second"]
+        per_second = OPEN_SHARE * tokens / MEAN_ANSWER_TOKENS
+        asked = maker.from_trace(scaled(trace, per_second, plan.open_seconds))
+        key = f"{OPEN_SHARE:.0%} of {load} saturation"
+        for name in names:
+            if load != "naive's" and name == NAIVE:
+                continue  # its queue would only grow
+            outcome = open_loop(running[name].url, MODEL, asked, stream=True)
+            cell = {"requests_per_second": per_second, **medians([figures(outcome)])}
+            found.setdefault(key, {})[name] = cell
+    return found
+
+
+def fixed_answers(
+    plan: Plan, predictor: Predictor, maker: PromptMaker, saturation: float
+) -> dict[str, Any]:
+    """Return latencies of equally long answers at random arrivals, 70 % of the saturation load."""
+    per_second = OPEN_SHARE * saturation / plan.answer_tokens
+    config = LoadConfig(
+        url=predictor.url,
+        model=MODEL,
+        rps=per_second,
+        seconds=plan.open_seconds,
+        max_tokens=plan.answer_tokens,
+        in_flight_max=4096,
+    )
+    load = LoadGenerator(config, [item.prompt for item in maker.closed_loop(500, 1)])
+    load.start()
+    report = load.wait()
+    return {
+        "requests_per_second": round(per_second, 2),
+        "ok": report.ok,
+        "failed": report.failed + report.limited + report.skipped,
+        **{
+            f"latency_ms_{name}": round(1000 * value, 1)
+            for name in ("p50", "p95", "p99")
+            if (value := getattr(report.total, f"{name}_seconds")) is not None
+        },
+    }
+
+
+def measure(plan: Plan, trace: list[Arrival], folder: Path) -> dict[str, Any]:
+    """Return everything measured on one shape."""
+    began = time.monotonic()
+    bundles = build(plan, folder)
+    notes: dict[str, str] = {}
+    starts = start_seconds(plan, bundles, folder)
+    with serving(plan, bundles, folder, notes) as running:
+        weights = Path(bundles["all"]["path"]) / "weights"
+        maker = PromptMaker(weights / "tokenizer.json")
+        closed = closed_loops(plan, running, maker)
+        streams = streamed(plan, running, maker)
+        opened = open_loops(plan, running, maker, trace, closed)
+        saturation = max(cell["tokens_per_second"] for cell in closed[FINAL].values())
+        fixed = fixed_answers(plan, running[FINAL], maker, saturation)
+        table = [
+            {
+                "row": row.name,
+                "note": notes.get(row.name, ""),
+                **bundles[row.bundle],
+                **_facts(running.get(row.name)),
+                "closed_loop": closed.get(row.name, {}),
+                "streamed_16_clients": streams.get(row.name, {}),
+            }
+            for row in rows(plan)
+        ]
+    for line in table:
+        del line["path"]
+    return {
+        "shape": plan.shape,
+        "answer_tokens": plan.answer_tokens,
+        "rows": table,
+        "open_loop": opened,
+        "fixed_answers": fixed,
+        "start_seconds": [round(value, 2) for value in starts],
+        "wall_seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _facts(predictor: Predictor | None) -> dict[str, float]:
+    if predictor is None:
+        return {}
+    return {
+        "start_seconds": round(predictor.start_seconds, 2),
+        "megabytes": round(predictor.megabytes(), 1),
+        "cpu_seconds": round(predictor.cpu_seconds(), 1),
+    }
+
+
+def on_gpu(quick: bool) -> dict[str, Any]:
+    """Run the torch-based paths where a GPU is at hand, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.support.serving_gpu", *["--quick"][: int(quick)]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return {"device": None, "note": f"failed: {done.stderr.strip().splitlines()[-1:]}"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Run, then print or write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the small shape, fewer rows")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--trace", type=Path, help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens")
+    options = parser.parse_args()
+    began = time.monotonic()
+    trace = read_trace(options.trace) if options.trace else synthetic_trace()
+    shapes = []
+    for plan in (QUICK,) if options.quick else FULL:
+        with tempfile.TemporaryDirectory(prefix="serving-") as folder:
+            shapes.append(measure(plan, trace, Path(folder)))
+    report = {
+        "benchmark": "serving",
+        "quick": options.quick,
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "trace": options.trace.name if options.trace else "synthetic, seed 1",
+        "measured": shapes,
+        "gpu": on_gpu(options.quick),
+        "wall_seconds": round(time.monotonic() - began, 1),
+        "goals": goals(shapes),
+    }
+    if not options.quick:
+        (RESULTS / "serving.json").write_text(json.dumps(report, indent=1) + "\n")
+        plot(report, RESULTS / "serving.png")
+    print(json.dumps(report) if options.json else json.dumps(report["goals"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
