@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from core.contracts import Message
 from core.errors import IntegrityError, UnavailableError
 from core.manifests import BundleManifest
 from serving.engines.engine import (
@@ -32,6 +33,8 @@ from serving.predictor_config import PredictorConfig
 log = logging.getLogger("serin.openvino")
 
 WARM_UP_TOKENS = 4
+WARM_UP_PROMPT_TOKENS = 64
+WARM_UP_ROWS = 16
 SEED_BITS = 32
 BLOCK_TOKENS = 32
 """Tokens per cache block of OpenVINO GenAI on a CPU."""
@@ -140,12 +143,15 @@ class OpenVinoEngine:
         return found
 
     def _warm_up(self) -> None:
-        ids = self.encode("warm up")
+        """Answer once alone and once in company: kernels are chosen at each shape's first use."""
+        self._tokenizer.decode([list(self.encode((Message("user", "warm up"),)))])
+        length = min(WARM_UP_PROMPT_TOKENS, self.context_length - WARM_UP_TOKENS)
         sampling = Sampling(max_tokens=WARM_UP_TOKENS)
-        handle = self._add(0, ids or (0,), sampling)
-        while self._pipeline.has_non_finished_requests():
-            self._pipeline.step()
-        if not handle.can_read():
+        for rows in (1, min(WARM_UP_ROWS, self._config.concurrency_for(self._manifest))):
+            handles = [self._add(row, (row,) * length, sampling) for row in range(rows)]
+            while self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
+        if not all(handle.can_read() for handle in handles):
             raise UnavailableError(
                 f"{self._folder} gave no token at warm-up; raise cache_gigabytes or build it again"
             )
