@@ -25,16 +25,14 @@ from serving.connections import (
     unless_gone,
 )
 from serving.lifecycle import Identity, Lifecycle
+from serving.openapi import DEADLINE_HEADER, JSON, RESPONSE_ID_HEADER, describe
 from serving.predictor_config import PredictorConfig
 from serving.predictor_metrics import PredictorMetrics
-from serving.protocol import ChatRequest, Job, TextRequest, parse_chat, parse_text
+from serving.protocol import Job, parse_chat, parse_text
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-JSON = "application/json"
-DEADLINE_HEADER = "x-serin-deadline-seconds"
-RESPONSE_ID_HEADER = "x-serin-response-id"
 RESPONSE_ID = re.compile(r"[A-Za-z0-9_-]{16,512}")
 Parse = Callable[[bytes, tuple[str, ...], PredictorConfig], Job]
 
@@ -58,16 +56,17 @@ class PredictorApi:
         self._created = int(time.time())
 
     def add_to(self, app: "FastAPI") -> None:
-        """Register every route of this file."""
-        chat, text = _body(ChatRequest), _body(TextRequest)
+        """Register every route of this file, and describe all of the predictor's."""
         post: dict[str, Any] = {"methods": ["POST"], "response_model": None}
         get: dict[str, Any] = {"methods": ["GET"], "response_model": None}
-        app.add_api_route("/openai/v1/chat/completions", self.chat, openapi_extra=chat, **post)
-        app.add_api_route("/openai/v1/completions", self.text, openapi_extra=text, **post)
+        app.add_api_route("/openai/v1/chat/completions", self.chat, **post)
+        app.add_api_route("/openai/v1/completions", self.text, **post)
         app.add_api_route("/openai/v1/models", self.models, **get)
         app.add_api_route("/openai/v1/models/{name}", self.model, **get)
         app.add_api_route("/serin/identity", self.identity, **get)
         app.add_api_route("/metrics", self.metrics, **get)
+        document = describe(self._identity, self._config)
+        vars(app)["openapi"] = lambda: document
 
     async def chat(self, request: Request) -> Response:
         """POST /openai/v1/chat/completions."""
@@ -182,20 +181,3 @@ def _response_id(request: Request) -> str:
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
     return await anext(events)
-
-
-def _body(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the OpenAPI description of a request body, without references."""
-    schema = msgspec.json.schema(kind)
-    content = {JSON: {"schema": _inlined(schema, schema["$defs"])}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
-    if isinstance(schema, list):
-        return [_inlined(item, parts) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
-    return {name: _inlined(value, parts) for name, value in schema.items() if name != "$defs"}

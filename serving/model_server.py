@@ -214,4 +214,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     code = {404: "not_found", 405: "method_not_allowed"}.get(status)
     text = f"{request.method} {request.url.path[:200]} is not offered here."
-    return error_response(ApiError(text, status=status, code=code))
+    response = error_response(ApiError(text, status=status, code=code))
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})  # 405 names the methods that are offered
+    return response

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class VllmServer:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
+                process_group=0,
                 preexec_fn=_end_with_parent,
             )
         except OSError as error:
@@ -147,13 +149,13 @@ class VllmServer:
 
     def stop(self) -> None:
         """End the child and what it started; leave somebody else's server alone."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.terminate()
                 self._process.wait(STOP_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            with suppress(ProcessLookupError):  # its workers outlive it when it was killed
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
