@@ -1,0 +1,242 @@
+"""Detectors of e-mail addresses and phone numbers, spaced and spelt-out forms too."""
+
+import re
+
+from privacy.detectors import (
+    END,
+    NUMBER_EDGE,
+    NUMBER_END,
+    Detector,
+    Found,
+    after,
+    before,
+    bounds,
+    digits_of,
+    words,
+)
+
+LETTER = "A-Za-z\u00c0-\u024f\u0370-\u052f"
+"""Letters of addresses: Latin, Greek and Cyrillic. Chinese text may touch an address."""
+LOCAL = f"[{LETTER}0-9.!#$&'*=?^`{{|}}~_%+-]"
+LABEL = f"[{LETTER}0-9](?:[{LETTER}0-9-]{{0,61}}[{LETTER}0-9])?"
+TOP = f"(?:xn--[a-z0-9-]{{2,40}}|[{LETTER}]{{2,24}})"
+OPEN, CLOSE = r"\s?[(\[{<]\s?", r"\s?[)\]}>]\s?"
+AT = rf"(?:\s?@\s?|%40|&#0*64;|&#x0*40;|&commat;|\\u0040|{OPEN}(?:at|@|a|艾特|圈a){CLOSE}|\s?艾特\s?)"
+DOT = rf"(?:\.|%2e|&#0*46;|\\u002e|{OPEN}(?:dot|\.|点|punkt){CLOSE}|\s(?:dot|punkt)\s|\s?点\s?|\s\.\s)"
+EMAIL_EDGE = rf"(?:(?<![{LETTER}0-9._%+-])|(?<=(?<!\\)\\[nrt]))"
+EMAIL = re.compile(
+    rf"{EMAIL_EDGE}(?:\"[^\"\0\n]{{1,60}}\"|[{LETTER}0-9_]{LOCAL}{{0,63}}+)"
+    rf"@(?:(?:{LABEL}\.){{1,8}}{TOP}|\[[0-9a-fA-F:.]{{7,45}}\])(?![{LETTER}0-9_])",
+    re.IGNORECASE,
+)
+EMAIL_HIDDEN = re.compile(
+    rf"{EMAIL_EDGE}(?P<local>[{LETTER}0-9_](?:[{LETTER}0-9._%+-]|{OPEN}dot{CLOSE}|\sdot\s){{0,63}}?)"
+    rf"{AT}(?:{LABEL}{DOT}){{1,5}}{TOP}(?![{LETTER}0-9_])",
+    re.IGNORECASE,
+)
+EMAIL_SPELT = re.compile(
+    rf"{EMAIL_EDGE}(?P<local>[{LETTER}0-9][{LETTER}0-9._%+-]{{0,40}}(?:\s(?:dot|punkt|point|underscore|dash)"
+    rf"\s[{LETTER}0-9._%+-]{{1,40}}){{0,3}})"
+    rf"\s(?:at|AT|ät|arroba|klammeraffe)\s(?:{LABEL}\s?(?:dot|punkt|point)\s?){{1,4}}{TOP}(?![{LETTER}0-9_])",
+    re.IGNORECASE,
+)
+EMAIL_SPACED = re.compile(
+    rf"(?<![^\s\0])(?:[{LETTER}0-9._%+-] ){{1,40}}@(?: [{LETTER}0-9-]){{1,40}}"
+    rf"(?: \.(?: [{LETTER}0-9-]){{1,40}}){{1,4}}(?![^\s\0])"
+)
+EMAIL_HASHED = re.compile(
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{2,63}[#*](?:qq|163|126|gmail|sina|foxmail|"
+    r"outlook|hotmail|yahoo|sohu|139|yeah|aliyun|icloud)(?:\.com|\.net|\.cn|点com)" + END,
+    re.IGNORECASE,
+)
+FILE_ENDINGS = {
+    "png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "ts", "html", "pdf", "txt", "json",
+    "xml", "zip", "tgz", "gz", "exe", "dll", "ico", "bmp", "mp", "log",
+}  # fmt: skip
+NO_MAILBOX = {
+    "look", "me", "us", "you", "it", "is", "are", "was", "were", "be", "available", "visit",
+    "found", "live", "online", "shop", "buy", "meet", "arrive", "check", "here", "site", "more",
+    "website", "page", "them", "see", "this", "that", "and", "or", "store", "sold", "hosted",
+    "work", "works", "worked", "working", "out", "up", "down", "one", "party", "now", "today",
+}  # fmt: skip
+"""Words before "at example dot com" that speak of a place and name no mailbox."""
+
+EXTENSION = (
+    r"(?:[ ,;]{0,2}(?:x|ext\.?|extension|durchwahl|#|转|分机|-(?=\d{1,6}(?!\d)))[ :]?\d{1,6})?"
+)
+GAP = r"[ ().\-/]{0,3}"
+PHONE_WORDS = words(
+    r"phone", r"\btel\b", r"\bmobile?\b", r"\bcell\b", r"\bcall(?:s|ed|ing)?\b", r"\bfax\b",
+    r"\bcontact", r"\btext\b", r"whats ?app", r"\bsms\b", r"\bring\b", r"\breach\b", r"\bdial",
+    r"telefon", r"\bhandy", r"\bmobil", r"rufen", r"\banruf", r"erreich", r"rückruf", "电话",
+    "手机", "联系", "致电", "拨打", "座机", "热线", "传真", "微信", "打给",
+)  # fmt: skip
+PHONE_LABEL = (
+    r"(?:phone|tel|mobile|cell|fax|telefon|handy|telephone|whats ?app|电话|手机|座机|热线|传真)"
+    r"(?: ?(?:no|nr|number|nummer|号码?|是|为)\b\.?)?[.:：#)\]]{0,2}(?: is| ist)?[ \t\"]{0,3}"
+)
+INTERNATIONAL = re.compile(
+    r"(?:(?<![0-9A-Za-z_+])(?<!\d[.,])|(?<=(?<!\\)\\[nrt]))"
+    rf"(?=(?P<value>\(?(?:\+ ?|00(?=[ .-]?[1-9]))[ .-]?[1-9](?:{GAP}\d){{6,14}}{EXTENSION}){NUMBER_END})",
+    re.IGNORECASE,
+)
+NATIONAL = re.compile(
+    NUMBER_EDGE + r"(?<!-)(?P<value>(?:"
+    r"(?:\+?1[ .-]?)?(?:\(\d{3}\) ?-?|\d{3}[ .-])\d{3}[ .-]\d{4}"  # North America
+    r"|\(0\d{1,5}\)[ /-]?\d{2,8}(?:[ -]?\d{1,6}){0,3}"  # (area) subscriber
+    r"|0[1-9]\d{1,4}[ /-]\d{3,8}(?:[ -]\d{2,6}){0,3}"  # area subscriber
+    r"|0[1-9](?:[ .-]\d{2}){4}"  # pairs
+    r"|0[1-9]\d{0,4}(?: \d{2,4}){2,4}"  # trunk zero, groups
+    r"|400[ -]?\d{3,4}[ -]\d{3,4}"  # Chinese service number
+    rf"){EXTENSION}){NUMBER_END}(?!-\d)",
+    re.IGNORECASE,
+)
+MOBILE_CN = re.compile(
+    NUMBER_EDGE + r"(?P<value>(?:\(?(?:\+?86|0086)\)?[ -]?)?(?:"
+    r"1[3-9]\d(?:[ .-]?\d{4}){2}|1[3-9]\d{2}[ .-]?\d{3}[ .-]?\d{4}|1[3-9]\d[ .-]\d{3}[ .-]\d{5}"
+    r"|1[ .-][3-9](?:[ .-]\d){9}))" + NUMBER_END + r"(?![ -]\d(?!\d))"
+)
+BARE = re.compile(NUMBER_EDGE + rf"(?P<value>0?[1-9]\d{{8,10}}{EXTENSION})" + NUMBER_END)
+LABELLED = re.compile(
+    rf"(?<![A-Za-z]){PHONE_LABEL}(?P<value>[(+]?\d(?:{GAP}\d){{5,14}}{EXTENSION})" + NUMBER_END,
+    re.IGNORECASE,
+)
+CHINESE_DIGITS = re.compile(
+    r"(?<![零〇一二三四五六七八九幺0-9])[一幺1][ -]?[三四五六七八九3-9](?:[ -]?[零〇一二三四五六七八九幺0-9]){9}"
+    r"(?![零〇一二三四五六七八九幺十百千万0-9])"
+)
+DIGIT_WORD = "zero|oh|one|two|three|four|five|six|seven|eight|nine|null|eins|zwei|zwo|drei|vier|fünf|sechs|sieben|acht|neun"
+SPELT = re.compile(
+    rf"(?<![A-Za-z])(?:plus )?(?:(?:double |triple )?(?:{DIGIT_WORD})[ ,-]{{1,2}}){{6,14}}(?:{DIGIT_WORD})(?![A-Za-z])",
+    re.IGNORECASE,
+)
+REGIONS = ("US", "GB", "DE", "CN", "FR")
+EXTENSION_START = re.compile(r"[ ,;]{0,2}(?:x|e|d|#|转|分机)", re.IGNORECASE)
+DIGITS_SPELT_MIN = 6
+PHONE_DIGITS_MIN = 7
+
+
+def check_email(match: "re.Match[str]") -> Found | None:
+    """Refuse file names such as icon@2x.png."""
+    start, end = match.span()
+    return None if _ending(match.group()) in FILE_ENDINGS else (start, end, 1.0)
+
+
+def check_hidden_email(match: "re.Match[str]") -> Found | None:
+    """Refuse "look at example dot com": a place, not a mailbox."""
+    start, end = match.span()
+    if _ending(match.group()) in FILE_ENDINGS or match["local"].lower() in NO_MAILBOX:
+        return None
+    return start, end, 0.8
+
+
+def check_international(match: "re.Match[str]") -> Found | None:
+    """Accept what has a possible length for its country; drop trailing groups until it has."""
+    start, end = bounds(match)
+    value = match.string[start:end]
+    while len(digits_of(value)) >= PHONE_DIGITS_MIN:
+        if _possible(value):
+            if value.startswith("(") and ")" not in value:
+                start += 1
+            return start, start + len(value.rstrip(" ().-/")), 0.95
+        shorter = re.match(r"(.*\d)[ ().\-/]+\d+$", value)
+        if shorter is None:
+            return None
+        value = shorter[1]
+    return None
+
+
+def check_national(match: "re.Match[str]") -> Found | None:
+    """Accept by length; dates and ranges have too few digits."""
+    start, end = bounds(match)
+    digits = digits_of(EXTENSION_START.split(match.string[start:end])[0])
+    wanted = 8 <= len(digits) <= 16
+    return (start, end, 0.75) if wanted else None
+
+
+def check_bare(match: "re.Match[str]") -> Found | None:
+    """Accept undivided digits beside a word for a phone, or with a valid trunk-zero number."""
+    start, end = bounds(match)
+    value = match.string[start:end]
+    near = PHONE_WORDS.search(before(match, start, 40)) or PHONE_WORDS.search(after(match, end, 16))
+    if near is not None:
+        return start, end, 0.7
+    if value.startswith("0") and _valid(digits_of(value)):
+        return start, end, 0.6
+    return None
+
+
+def check_spelt(match: "re.Match[str]") -> Found | None:
+    """Accept number words beside a word for a phone, or ten of them and more."""
+    start, end = match.span()
+    near = PHONE_WORDS.search(before(match, start)) or PHONE_WORDS.search(after(match, end))
+    many = len(re.findall(DIGIT_WORD, match.group(), re.IGNORECASE)) >= 10
+    return (start, end, 0.7) if near or many else None
+
+
+def labelled(match: "re.Match[str]") -> Found:
+    """Accept what stands right behind a label such as "Tel.:"."""
+    return (*bounds(match), 0.8)
+
+
+def _ending(address: str) -> str:
+    return re.split(r"[^a-z]", address.lower().rstrip("])>} "))[-1]
+
+
+def _possible(value: str) -> bool:
+    import phonenumbers
+
+    main = EXTENSION_START.split(value)[0].replace("(0)", "")
+    digits = digits_of(main)
+    international = "+" in main
+    number = "+" + (digits if international else digits[2:])
+    try:
+        parsed = phonenumbers.parse(number)
+    except phonenumbers.NumberParseException:
+        return False
+    if not international and len(digits) == len(main):
+        return bool(phonenumbers.is_valid_number(parsed))
+    if phonenumbers.is_possible_number(parsed):
+        return True
+    # A trunk zero that was left standing, as in +49 030 1234567.
+    return bool(
+        phonenumbers.is_possible_number(phonenumbers.parse(re.sub(r"^(\+\d\d)0", r"\1", number)))
+    )
+
+
+def _valid(digits: str) -> bool:
+    import phonenumbers
+
+    for region in REGIONS:
+        try:
+            if phonenumbers.is_valid_number(phonenumbers.parse(digits, region)):
+                return True
+        except phonenumbers.NumberParseException:
+            continue
+    return False
+
+
+DETECTORS = (
+    Detector("EMAIL_ADDRESS", ("@",), EMAIL, check_email, 72, 260),
+    Detector(
+        "EMAIL_ADDRESS",
+        (r"\s@", r"@\s", r"%40", r"&#0*64;", r"&#x0*40;", "&commat;", r"\\u0040",
+         r"[(\[{<]\s?(at|a|@)\s?[)\]}>]", "艾特", "[(\\[{<]\\s?圈a", r"@[^\s@]+[(\[ ](dot|punkt)", "点(com|cn|net)",
+         r"@[^\s@]+\s?点"),
+        EMAIL_HIDDEN, check_hidden_email, 90, 260,
+    ),
+    Detector(
+        "EMAIL_ADDRESS",
+        (r"\s(at|arroba|klammeraffe)\s[a-z0-9-]+\s?(dot|punkt|point)\s", ),
+        EMAIL_SPELT, check_hidden_email, 260, 140,
+    ),
+    Detector("EMAIL_ADDRESS", (r"\s@\s\w\s",), EMAIL_SPACED, before=90, after=160),
+    Detector("EMAIL_ADDRESS", (r"[#*](qq|163|126|gmail|sina|foxmail|outlook|hotmail|yahoo|sohu|139|yeah|aliyun|icloud)(\.|点)c?",), EMAIL_HASHED, before=90, after=20),
+    Detector("PHONE_NUMBER", (r"\+ ?[ .-]?[1-9]", r"\b00[ .-]?[1-9](\D{0,3}\d){6}", r"n00[1-9](\D{0,3}\d){6}"), INTERNATIONAL, check_international, 32, 64),
+    Detector("PHONE_NUMBER", (r"\d[ ().\-/]{1,2}\d{3}[ .-]\d{4}", r"0\d{1,5}\)?[ /.-]\d{2}", r"0\d{1,5}\)\d{2}", "400[ -]?\\d{3}", r"\)\d{3}-\d{4}"), NATIONAL, check_national, 48, 48),
+    Detector("PHONE_NUMBER", (r"1[3-9]\d[ .-]?\d[ .-]?\d[ .-]?\d[ .-]?\d[ .-]?\d{4}", r"1[ .-][3-9][ .-]\d[ .-]\d[ .-]\d[ .-]\d[ .-]\d"), MOBILE_CN, labelled, 40, 32),
+    Detector("PHONE_NUMBER", (r"\d{9}",), BARE, check_bare, 16, 24),
+    Detector("PHONE_NUMBER", (r"(phone|tel|mobile|cell|fax|fon|handy|app|话|机|线|传真|号|码|number|nummer|nr|no|为|is|ist|是)[^a-z0-9]+\d", ), LABELLED, labelled, 48, 64),
+    Detector("PHONE_NUMBER", (r"[一幺三四五六七八九零〇二0-9][ -]?[零〇一二三四五六七八九幺]",), CHINESE_DIGITS, labelled, 24, 24),
+    Detector("PHONE_NUMBER", (r"(one|two|three|four|six|seven|eight|nine|zero|oh|null|eins|zwei|drei|vier|sechs|sieben|acht|neun)[ ,-]+(one|two|three|four|five|six|seven|eight|nine|zero|oh|null|eins|zwei|drei|vier|sechs|sieben|acht|neun)[ ,-]",), SPELT, check_spelt, 60, 200),
+)  # fmt: skip

@@ -1,0 +1,225 @@
+"""Finds and replaces sensitive data in texts: the one scanner of lake, safety chain and commands.
+
+Knows how matches become spans of the original text; what each type looks like, its detectors know.
+"""
+
+import functools
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from privacy import contacts, credentials, documents, names, networks, payments, places
+from privacy.detectors import Detector
+from privacy.folding import CodePage, Folded, fold
+from privacy.operators import Operator, replace
+
+DETECTORS: tuple[Detector, ...] = (
+    *contacts.DETECTORS,
+    *payments.DETECTORS,
+    *networks.DETECTORS,
+    *credentials.DETECTORS,
+    *documents.DETECTORS,
+    *names.DETECTORS,
+    *places.DETECTORS,
+)
+TYPES: tuple[str, ...] = tuple(dict.fromkeys(detector.type for detector in DETECTORS))
+JOINED_CHARACTERS_MAX = 1 << 20
+"""Texts of one bulk pass are joined up to this size; a longer text is a pass of its own."""
+SEPARATOR = "\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Sensitive data in a text: characters start..end (end excluded) of the original."""
+
+    type: str
+    start: int
+    end: int
+    score: float
+
+
+class PiiConfig(BaseModel):
+    """What is looked for. The defaults find every type with its checks passed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    types: tuple[str, ...] = Field(
+        default=(), description="entity types to find, in Presidio's names; empty: all"
+    )
+    score_min: float = Field(
+        default=0.5, ge=0, le=1, description="findings less certain than this are dropped"
+    )
+
+
+class Recogniser(Protocol):
+    """Finds spans by other means than patterns, such as a token-classification model."""
+
+    def recognise(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Return each text's spans, in characters of the text; they may overlap."""
+        ...
+
+
+class Scanner:
+    """Finds sensitive data. For use from one thread: it owns its working memory.
+
+    `recognisers` add their spans to those of the patterns; on overlap the more certain span wins,
+    then the longer one.
+    """
+
+    def __init__(
+        self, config: PiiConfig = PiiConfig(), recognisers: Iterable[Recogniser] = ()
+    ) -> None:
+        import hyperscan
+
+        unknown = set(config.types) - set(TYPES)
+        recognisers = tuple(recognisers)
+        if unknown and not recognisers:
+            raise ValueError(f"unknown types {sorted(unknown)}; known are {', '.join(TYPES)}")
+        self._config = config
+        self._recognisers = recognisers
+        self._engine = _engine(frozenset(config.types))
+        self._scratch = hyperscan.Scratch(self._engine.database)
+
+    def scan(self, text: str) -> list[Span]:
+        """Return the spans of one text, sorted and without overlaps."""
+        return self.scan_many([text])[0]
+
+    def scan_many(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Return each text's spans; in bulk this is several times faster than text by text."""
+        found: list[list[Span]] = []
+        for group in _groups(texts):
+            found += self._scan_group(group)
+        for recogniser in self._recognisers:
+            for spans, more in zip(found, recogniser.recognise(texts), strict=True):
+                spans += (span for span in more if self._wanted(span))
+        return [_without_overlaps(spans) if spans else spans for spans in found]
+
+    def redact(self, text: str, operator: Operator = replace) -> tuple[str, list[Span]]:
+        """Return the text with every span replaced, and the spans of the original.
+
+        `operator(type, value)` gives the replacement; None drops the whole text, which is then "".
+        """
+        spans = self.scan(text)
+        return redacted(text, spans, operator), spans
+
+    def _scan_group(self, texts: Sequence[str]) -> list[list[Span]]:
+        folded = [fold(text, self._engine.page) for text in texts]
+        whole = folded[0]
+        if len(texts) > 1:
+            joined = SEPARATOR.join(item.text for item in folded)
+            whole = Folded(joined, b"\0".join(item.buffer for item in folded), None)
+        hits: list[tuple[int, int]] = []
+        self._engine.database.scan(
+            whole.buffer,
+            match_event_handler=lambda found, start, end, flags, kept: hits.append((found, end)),
+            scratch=self._scratch,
+        )
+        found: list[list[Span]] = [[] for _ in texts]
+        if not hits:
+            return found
+        starts, offset = [], 0
+        for item in folded:
+            starts.append(offset)
+            offset += len(item.text) + 1
+        for detector, first, last in self._windows(hits, starts, len(whole.text)):
+            for match in detector.pattern.finditer(whole.text, first, last):
+                accepted = detector.check(match)
+                if accepted is None or accepted[2] < self._config.score_min:
+                    continue
+                index = bisect_right(starts, accepted[0]) - 1
+                start, end = accepted[0] - starts[index], accepted[1] - starts[index]
+                places = folded[index].places
+                if places is not None:
+                    start, end = int(places[start]), int(places[end - 1]) + 1
+                found[index].append(Span(detector.type, start, end, accepted[2]))
+        return found
+
+    def _windows(
+        self, hits: list[tuple[int, int]], starts: list[int], length: int
+    ) -> Iterator[tuple[Detector, int, int]]:
+        """Yield where each awakened detector looks: merged windows that stay within one text."""
+        ends: dict[int, list[int]] = {}
+        for trigger, end in hits:
+            ends.setdefault(self._engine.detector_of[trigger], []).append(end)
+        for index, places in ends.items():
+            detector = self._engine.detectors[index]
+            first = last = -1
+            for place in sorted(places):
+                text = bisect_right(starts, place - 1) - 1
+                low = max(starts[text], place - detector.before)
+                limit = starts[text + 1] - 1 if text + 1 < len(starts) else length
+                high = min(limit, place + detector.after)
+                if first >= 0 and low <= last:
+                    last = max(last, high)
+                    continue
+                if first >= 0:
+                    yield detector, first, last
+                first, last = low, high
+            yield detector, first, last
+
+    def _wanted(self, span: Span) -> bool:
+        types = self._config.types
+        return span.score >= self._config.score_min and (not types or span.type in types)
+
+
+def redacted(text: str, spans: Sequence[Span], operator: Operator = replace) -> str:
+    """Return the text with the given spans (sorted, not overlapping) replaced."""
+    pieces, end = [], 0
+    for span in spans:
+        value = operator(span.type, text[span.start : span.end])
+        if value is None:
+            return ""
+        pieces += [text[end : span.start], value]
+        end = span.end
+    return "".join([*pieces, text[end:]]) if pieces else text
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """The detectors of a choice of types, compiled once for all scanners of the process."""
+
+    detectors: tuple[Detector, ...]
+    detector_of: tuple[int, ...]
+    page: CodePage
+    database: Any
+
+
+@functools.lru_cache(maxsize=16)
+def _engine(types: frozenset[str]) -> _Engine:
+    import hyperscan
+
+    detectors = tuple(item for item in DETECTORS if not types or item.type in types)
+    triggers = [(index, text) for index, item in enumerate(detectors) for text in item.triggers]
+    page = CodePage("".join(text for _, text in triggers))
+    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    if triggers:
+        database.compile(
+            expressions=[page.pattern(text) for _, text in triggers],
+            ids=list(range(len(triggers))),
+            elements=len(triggers),
+            flags=[hyperscan.HS_FLAG_CASELESS | hyperscan.HS_FLAG_DOTALL] * len(triggers),
+        )
+    return _Engine(detectors, tuple(index for index, _ in triggers), page, database)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    first, size = 0, 0
+    for index, text in enumerate(texts):
+        if index > first and size + len(text) > JOINED_CHARACTERS_MAX:
+            yield texts[first:index]
+            first, size = index, 0
+        size += len(text) + 1
+    if first < len(texts):
+        yield texts[first:]
+
+
+def _without_overlaps(spans: list[Span]) -> list[Span]:
+    """Keep the most certain, then the longest of spans that overlap; sort by place."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda item: (-item.score, item.start - item.end, item.start)):
+        if all(span.end <= other.start or other.end <= span.start for other in kept):
+            kept.append(span)
+    return sorted(kept, key=lambda item: item.start)
