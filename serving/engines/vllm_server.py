@@ -22,7 +22,7 @@ import msgspec
 
 from core.digests import model_digest
 from core.errors import ConfigurationError, UnavailableError
-from serving.engines.vllm_config import MODULE, VllmConfig, server_environment
+from serving.engines.vllm_config import MODULE, server_environment
 from serving.predictor_config import read_config
 
 UNIX = "unix:"
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, help="PredictorConfig as JSON or YAML")
     given, further = parser.parse_known_args(arguments)
     config = read_config(given.config, os.environ)
-    vllm = VllmConfig(**{**config.vllm.model_dump(), "base": str(given.base)})
+    vllm = config.vllm.model_copy(update={"base": str(given.base)})
     options = vllm.arguments(
         given.base,
         model_digest(given.base),

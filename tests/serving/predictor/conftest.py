@@ -1,4 +1,4 @@
-"""One scripted bundle a session, and the predictors that the tests share."""
+"""The predictors that the tests share."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,16 +6,9 @@ from pathlib import Path
 import pytest
 from predictor_process import VLLM_ENVIRONMENT, PredictorProcess
 
-from tests.bundles import scripted_bundle
-
 Start = Callable[..., PredictorProcess]
 BOTH = ("openvino", "reference")
 ENGINES = [*BOTH, pytest.param("vllm", marks=pytest.mark.vllm)]
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scripted_bundle(tmp_path_factory.mktemp("scripted"))
 
 
 @pytest.fixture(scope="session")
