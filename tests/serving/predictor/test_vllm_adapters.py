@@ -178,21 +178,18 @@ def test_a_server_of_another_base_is_refused(
     assert "is not the adapter" in without.log
 
 
-def test_a_killed_predictor_takes_its_own_server_along_and_a_dead_server_ends_it(
-    made: tuple[Path, list[Version]], tmp_path: Path
+@pytest.mark.parametrize("victim", ["predictor", "server"])
+def test_whichever_is_killed_takes_the_other_along(
+    made: tuple[Path, list[Version]], tmp_path: Path, victim: str
 ) -> None:
     base, versions = made
-    for victim in ("predictor", "server"):
-        predictor = begin(versions[0], tmp_path / victim, base=str(base)).wait_ready()
-        assert answer(predictor, PROMPTS[1]) == versions[0].answers[1]
-        family = psutil.Process(predictor.process.pid).children(recursive=True)
-        assert family
-        if victim == "predictor":
-            predictor.process.kill()
-        else:
-            server = next(one for one in family if "api_server" in " ".join(one.cmdline()))
-            server.send_signal(signal.SIGKILL)
-            assert predictor.process.wait(20) == 1
-        _, left = psutil.wait_procs(family, 20)
-        assert left == []
-        predictor.stop()
+    predictor = begin(versions[0], tmp_path / "home", base=str(base)).wait_ready()
+    assert answer(predictor, PROMPTS[1]) == versions[0].answers[1]
+    family = psutil.Process(predictor.process.pid).children(recursive=True)
+    if victim == "predictor":
+        predictor.process.kill()
+    else:
+        server = next(one for one in family if "api_server" in " ".join(one.cmdline()))
+        server.send_signal(signal.SIGKILL)
+        assert predictor.process.wait(30) == 1
+    assert psutil.wait_procs(family, 30)[1] == []
