@@ -107,7 +107,7 @@ $(STAMP): requirements.lock pyproject.toml | platform
 	@free=$$(( $$(df -Pk . | awk 'NR == 2 {print $$4}') / 1048576 )); \
 	if [ $$free -lt $(DISK_GIB_MIN) ]; then \
 		echo "Serin needs $(DISK_GIB_MIN) GB of free disk to install; here are $$free GB." >&2; exit 1; fi; \
-	echo "Installing into $(VENV): about 2.6 GB of packages (twice that with CUDA's torch), a minute" \
+	echo "Installing into $(VENV): about 3 GB of packages (twice that with CUDA's torch), a minute" \
 		"on a fast line; it needs 3 to 7 GB of disk, $$free GB are free."
 	@$(MAKE) $(BIN)/uv
 	@$(BIN)/uv pip install --python $(BIN)/python $(FIND_LINKS) -r requirements.lock
