@@ -35,6 +35,7 @@ HOMES = {
     "nncf": {"training"},
     "kubernetes": {"rollout"},
     "kserve": {"serving"},
+    "iree": {"training", "serving"},
     "openvino_genai": {"serving"},
     "vllm": {"serving"},
     "fastapi": {"serving"},
@@ -43,7 +44,7 @@ HOMES = {
 ONE_FILE_HOMES = {"optimum": "training/graph.py", "nncf": "training/graph.py"}
 LAZY = {
     "torch", "mlflow", "great_expectations", "evidently", "openvino", "openvino_genai",
-    "transformers", "peft", "optimum", "nncf", "datasets", "kserve", "openvino_tokenizers",
+    "transformers", "peft", "optimum", "nncf", "datasets", "kserve", "openvino_tokenizers", "iree",
 }  # fmt: skip
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 FILE_LINES_MAX = 400
