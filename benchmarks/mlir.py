@@ -157,7 +157,11 @@ def report(rounds: int, inductor: bool) -> dict[str, Any]:
         measured = [row for rows in ROWS for row in measure(model, rows, rounds, inductor)]
     return {
         "benchmark": "mlir",
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "load_average": round(os.getloadavg()[0], 1),
+        },
         "model": "4096-256-64-2, float32, one thread",
         "measured": measured,
         "wall_seconds": round(time.monotonic() - began, 1),

@@ -44,7 +44,7 @@ from observability.load import LoadConfig, LoadGenerator
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD_SECONDS_MAX = 1200
-VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+VLLM_ENVIRONMENT = ROOT / ".venv-vllm"
 BUNDLES: dict[str, dict[str, Any]] = {
     "fp32": {"weight_precision": "fp32", "kv_cache_precision": "f32", "prefix_caching": False},
     "int8": {"weight_precision": "int8", "kv_cache_precision": "f32", "prefix_caching": False},
@@ -97,7 +97,8 @@ def rows(plan: Plan) -> list[Row]:
     ]
     if plan.quick:
         return [row for row in found if row.bundle in ("fp32", "all")]
-    return [*found, Row(VLLM, "all", "vllm", python=VLLM_PYTHON)]
+    settings = {"vllm": {"python": str(VLLM_ENVIRONMENT / "bin" / "python")}}
+    return [*found, Row(VLLM, "all", "vllm", settings, VLLM_ENVIRONMENT / ".installed")]
 
 
 def build(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -127,8 +128,8 @@ def serving(
     found: dict[str, Predictor] = {}
     with contextlib.ExitStack() as stack:
         for row in rows(plan):
-            if not row.python.exists():
-                notes[row.name] = "not installed"
+            if row.needs and not row.needs.exists():
+                notes[row.name] = "not installed (make test-vllm)"
                 continue
             try:
                 started = Predictor(row, Path(bundles[row.bundle]["path"]), folder / row.name)

@@ -132,6 +132,10 @@ class TrainConfig(LoopConfig):
         default=0.65, ge=0, lt=1, description="share of replayed rows among all training rows"
     )
     replay_rows_max: int = Field(default=4000, ge=0, description="replayed rows at most")
+    compiled: bool = Field(
+        default=False,
+        description="torch.compile the model: takes minutes first; a CPU needs a C++ compiler",
+    )
 
 
 class BundleConfig(BaseModel):

@@ -71,6 +71,8 @@ def train_adapter(
     model = _prepare(config, base, parent_adapter)
     if choose_device(config) == "cpu":
         fuse_lora(model)
+    if config.compiled:
+        model.compile(dynamic=True)  # batches come in many lengths
     tokenizer = load_tokenizer(base.path)
     examples = encode_records([*rows, *replay], tokenizer, config.tokens_max)
     checkpoints = out.parent / f".{out.name}.training"

@@ -27,15 +27,15 @@ SHAPE_135M = {
 SEED = 7
 
 
-def sample_rows() -> list[Any]:
-    """Return the sample's first day as records: what the builtin base is made from."""
+def read_rows(file: Path = SAMPLE) -> list[Any]:
+    """Return a day's file as records; by default the sample's first day."""
     from core.contracts import Message, Record
 
-    rows = [json.loads(line) for line in SAMPLE.read_bytes().splitlines()]
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
     return [
         Record(
             record_id=row["id"],
-            day=SAMPLE.stem,
+            day=file.stem,
             created_at=row["created_at"],
             slice_name=row["domain"],
             messages=(Message("user", row["text"]),),
@@ -55,7 +55,7 @@ def make_base(shape: str, folder: Path) -> Path:
     from training.config import BaseConfig
 
     torch.set_num_threads(1)
-    builtin = build_base(BaseConfig(epochs=0, seed=SEED), sample_rows(), folder / "cache").path
+    builtin = build_base(BaseConfig(epochs=0, seed=SEED), read_rows(), folder / "cache").path
     tokenizer = load_tokenizer(builtin)
     model = load_model(builtin)
     if shape == "135m":

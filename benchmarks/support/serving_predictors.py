@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_SECONDS_MAX = 300.0
+READY_SECONDS_MAX = 660.0
 STOP_SECONDS_MAX = 20.0
 POLL_SECONDS = 0.01
 MODEL = "assistant"
@@ -19,14 +20,13 @@ MODEL = "assistant"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to serve: which bundle by its name, which engine, and the predictor's limits."""
+    """One way to serve: which bundle, which engine, the predictor's configuration, a file it needs."""
 
     name: str
     bundle: str
     engine: str = "openvino"
-    python: Path = ROOT / ".venv" / "bin" / "python"
     config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
+    needs: Path | None = None
 
     @property
     def batched(self) -> bool:
@@ -50,7 +50,7 @@ class Predictor:
         config.write_text(json.dumps(limits))
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SERIN_")}
         command = [
-            str(row.python), "-m", "serving.predictor", "--bundle", str(bundle), "--engine",
+            sys.executable, "-m", "serving.predictor", "--bundle", str(bundle), "--engine",
             row.engine, "--model-name", MODEL, "--model-version", "1", "--port-file", str(port),
             "--config", str(config),
         ]  # fmt: skip
@@ -60,7 +60,7 @@ class Predictor:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**kept, "SERIN_HOME": str(folder), "HF_HUB_OFFLINE": "1", **row.environment},
+                env={**kept, "SERIN_HOME": str(folder), "HF_HUB_OFFLINE": "1"},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

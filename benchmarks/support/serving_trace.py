@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.support.serving_clients import Asked
-from benchmarks.support.serving_models import SAMPLE, sample_rows
+from benchmarks.support.serving_models import SAMPLE, read_rows
 
 SYNTHETIC_REQUESTS = 20_000
 SHARED_TOKENS, OWN_TOKENS = 96, 32
@@ -83,7 +83,7 @@ class PromptMaker:
 
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer_file))
         self._draw = random.Random(seed)
-        texts = [row.messages[0].content for row in sample_rows()]
+        texts = [row.messages[0].content for row in read_rows()]
         self._texts = [text for text in texts if text.isascii()]
         if not self._texts:
             raise ValueError(f"{SAMPLE} holds no text to make prompts from")
