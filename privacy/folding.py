@@ -44,15 +44,14 @@ class Folded:
 class CodePage:
     """Maps folded characters to single bytes: ASCII to itself, known characters to 0x80-0xFF.
 
-    Byte patterns can then find words of any script at the speed of bytes; all other characters
-    are the byte `?`.
+    Byte patterns can then find words of any script at the speed of bytes. Beyond 128 known
+    characters some share a byte, so a pattern may find too much, never too little; all other
+    characters are the byte `?`.
     """
 
     def __init__(self, characters: str) -> None:
         known = sorted({character for character in characters if ord(character) > 0x7F})
-        if len(known) > 0x80:
-            raise ValueError(f"{len(known)} characters for 128 bytes: use fewer trigger words")
-        self._bytes = {character: 0x80 + index for index, character in enumerate(known)}
+        self._bytes = {character: 0x80 | index % 0x80 for index, character in enumerate(known)}
         self.table: Bytes = np.full(CODE_POINTS_COUNT, OTHER, dtype=np.uint8)
         self.table[:0x80] = np.arange(0x80, dtype=np.uint8)
         for character, byte in self._bytes.items():
