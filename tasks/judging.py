@@ -117,7 +117,7 @@ def judge_candidate(
             _judged_path(bundle.digest).write_bytes(msgspec.json.encode(judged))
             return Judgement(bundle, verdict)
         LOG.warning("%s  refused, building it again: %s", run.label, "; ".join(parity.reasons))
-        run.record("bundle", wider.seconds, **wider.figures)
+        run.record("bundle again", wider.seconds, **wider.figures)
         bundle, refused = wider, parity
 
 

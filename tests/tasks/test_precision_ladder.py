@@ -100,7 +100,7 @@ def test_a_tolerance_that_int4_cannot_reach_is_reached_by_int8(
     assert "int4 weights, u8 cache" in as_markdown(found.verdict)
     assert found.figures == {"outcome": "pass", "precision": "int8"}
     journal = [(stage.name, stage.figures["precision"]) for stage in run.stages()]
-    assert journal == [("bundle", "int8"), ("model gates", "int8")]
+    assert journal == [("bundle again", "int8"), ("model gates", "int8")]
     assert rows_of(judge_again(found.bundle.digest)) == rows
 
 
