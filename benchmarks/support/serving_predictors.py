@@ -20,7 +20,7 @@ MODEL = "assistant"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to serve: which bundle, which engine, the predictor's configuration, a file it needs."""
+    """One way to serve: bundle, engine, predictor configuration, a file it needs."""
 
     name: str
     bundle: str

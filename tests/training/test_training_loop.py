@@ -1,5 +1,6 @@
 """The loop: its schedule, the same result for a seed, and going on after a kill."""
 
+import json
 import os
 import signal
 import subprocess
@@ -114,6 +115,67 @@ def test_a_killed_training_goes_on_and_ends_the_same(
     assert resumed.metrics["train_loss"] == pytest.approx(straight.metrics["train_loss"], rel=1e-3)
     assert resumed.digest == straight.digest
     assert not checkpoint.exists(), "a finished training leaves no checkpoint"
+
+
+class _KilledError(Exception):
+    pass
+
+
+def test_a_kill_costs_at_most_one_checkpoint_interval(
+    base: BaseRef, rows: list[Record], tmp_path: Path
+) -> None:
+    """Beside the interval, only the step that was in work when the interval ended."""
+    interval = 0.3
+    config = TrainConfig(
+        rank=4, epochs=200, threads=1, checkpoint_seconds=interval, metrics_steps=1
+    )
+    ended: dict[int, float] = {}
+    folder = tmp_path / ".a.training"
+
+    def kill_late(step: int, figures: dict[str, float]) -> None:
+        ended[step] = time.monotonic()
+        if ended[step] - ended[1] > 4.5 * interval and (folder / CHECKPOINT_NAME).is_file():
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        train_adapter(config, base, rows[:64], [], None, tmp_path / "a", kill_late)
+    found = load_checkpoint(folder, job_of(folder))
+    assert found is not None
+    saved, killed = found[0].step, max(ended)
+    assert 0 < saved < killed
+    longest_step = max(ended[step] - ended[step - 1] for step in range(2, killed + 1))
+    assert ended[killed] - ended[saved] <= interval + 2 * longest_step
+
+
+def test_a_compiled_training_learns_the_same(
+    base: BaseRef, rows: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The switch reaches torch.compile; its eager backend compiles nothing, which takes minutes."""
+    import torch
+
+    compiled: list[dict[str, Any]] = []
+    compile_in_place = torch.nn.Module.compile
+
+    def with_eager_backend(module: Any, **options: Any) -> None:
+        compiled.append(options)
+        compile_in_place(module, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", with_eager_backend)
+    config = TrainConfig(rank=4, epochs=1, threads=1)
+    plain = train_adapter(config, base, rows[:64], [], None, tmp_path / "plain")
+    asked = config.model_copy(update={"compiled": True})
+    same = train_adapter(asked, base, rows[:64], [], None, tmp_path / "compiled")
+    assert compiled == [{"dynamic": True}]
+    assert same.metrics["train_loss"] == pytest.approx(plain.metrics["train_loss"], rel=1e-4)
+    assert _weights_differ_at_most(plain.path, same.path, 1e-4)
+
+
+def job_of(folder: Path) -> str:
+    """Return the name of the job whose checkpoint lies in the folder."""
+    from safetensors import safe_open
+
+    with safe_open(str(folder / CHECKPOINT_NAME), framework="pt") as file:
+        return str(json.loads(file.metadata()["progress"])["job"])
 
 
 def _wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
