@@ -124,7 +124,7 @@ def build(plan: Plan, folder: Path) -> dict[str, Any]:
 def serving(
     plan: Plan, bundles: Mapping[str, Any], folder: Path, notes: dict[str, str]
 ) -> Iterator[dict[str, Predictor]]:
-    """Start every row's predictor one after the other; note why one is missing."""
+    """Start every row's predictor one after the other; note why vLLM's is missing, if it is."""
     found: dict[str, Predictor] = {}
     with contextlib.ExitStack() as stack:
         for row in rows(plan):
@@ -134,6 +134,8 @@ def serving(
             try:
                 started = Predictor(row, Path(bundles[row.bundle]["path"]), folder / row.name)
             except NotServingError as error:
+                if row.needs is None:
+                    raise SystemExit(f"{row.name}: {error}") from error
                 notes[row.name] = f"did not start: {error}"
                 continue
             stack.callback(started.stop)

@@ -185,7 +185,7 @@ def figures(outcome: Outcome) -> dict[str, float]:
         "inter_token": [item.inter_token_seconds for item in answers],
     }
     for name, values in columns.items():
-        if any(map(math.isnan, values)):
+        if not values or any(map(math.isnan, values)):
             continue
         for share in (50, 95, 99):
             found[f"{name}_ms_p{share}"] = 1000 * quantile(values, share / 100)

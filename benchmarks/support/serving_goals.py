@@ -64,6 +64,7 @@ def _against_vllm(shape: str, lines: dict[str, Any]) -> list[dict[str, Any]]:
             1.0,
         )
         for clients, cell in other.items()
+        if cell["tokens_per_second"]  # its failed requests are a goal of their own
     ]
 
 
