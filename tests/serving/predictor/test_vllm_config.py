@@ -109,7 +109,7 @@ def test_a_predictor_told_to_stop_while_loading_ends_its_server(
     start: Start, tmp_path: Path
 ) -> None:
     slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nsleep 600\n")
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
     slow.chmod(0o755)
     predictor = start("--engine", "vllm", **{VARIABLE: json.dumps({"python": str(slow)})})
     process = psutil.Process(predictor.process.pid)
