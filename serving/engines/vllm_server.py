@@ -144,8 +144,10 @@ class VllmServer:
                     content = line.removeprefix(DATA).strip()
                     if content and content != DONE:
                         yield _choice(content)
-        except (aiohttp.ClientError, OSError) as error:
+        except aiohttp.ClientConnectorError as error:
             raise ServerGone(f"vLLM at {self._address} is gone: {error}") from error
+        except (aiohttp.ClientError, OSError) as error:  # if it is gone, the next request tells
+            raise UnavailableError(f"vLLM broke an answer off: {error}") from error
 
     def stop(self) -> None:
         """End the child and what it started; leave somebody else's server alone."""
