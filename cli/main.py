@@ -24,6 +24,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "judge": ("cli.judge:judge", "Replay a recorded canary through the judge."),
     "alert-rule": ("cli.alert_rule:alert_rule", "Print the classic rule as a PrometheusRule."),
     "quarantine": ("cli.data:quarantine", "List the records that were refused, with reasons."),
+    "bans": ("cli.gateway:bans", "List, add and lift bans of client addresses."),
+    "gateway": ("cli.gateway:gateway", "Degrade the gateway, or filter long inputs, for now."),
     "gc": ("cli.data:gc", "Delete what nothing refers to any more (dry run by default)."),
 }
 """Command: where its function is, and the line that `serin --help` shows."""

@@ -47,6 +47,9 @@ class Settings(BaseModel):
     cache_password: SecretStr = Field(
         default=SecretStr(""), description="password of the Redis that keeps the gateway's answers"
     )
+    gateway_keys: str = Field(
+        default="", description="API keys beside keys.yaml: NAME=SHA256 pairs, by spaces"
+    )
     engine: str = "openvino"
     allow_faults: bool = False
 

@@ -58,6 +58,9 @@ class LoadConfig(BaseModel):
     cached: bool = Field(
         default=False, description="take answers from the gateway's cache; else each one is made"
     )
+    headers: dict[str, str] = Field(
+        default={}, description="sent with each request, an API key for example"
+    )
     failures_max: int = Field(default=100, ge=0, description="failed requests listed one by one")
     seed: int = Field(default=1, description="seed of arrivals and choices")
 
@@ -114,7 +117,11 @@ class LoadGenerator:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
         timeout = aiohttp.ClientTimeout(total=config.timeout_seconds)
         connector = aiohttp.TCPConnector(limit=0, force_close=not config.reuse_connections)
-        headers = {"Content-Type": "application/json", "User-Agent": "serin-load"}
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "serin-load",
+            **self._config.headers,
+        }
         if not self._config.cached:
             headers["X-Serin-Cache"] = "bypass"
         async with (

@@ -16,6 +16,7 @@ from serving.gateway.app import Gateway
 from serving.gateway.cache import open_store
 from serving.gateway.config import GatewayConfig, read_config
 from serving.gateway.connection import connection_class
+from serving.gateway.guard import Guard
 
 BACKLOG = 1024
 DEAD_PEER_MILLISECONDS = 60_000
@@ -29,8 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         config = read_config(options.config or _own_config(options.home))
-        store = open_store(config, Settings.read().cache_password.get_secret_value())
-        gateway = Gateway(config, options.home, store)
+        settings = Settings.read()
+        store = open_store(config, settings.cache_password.get_secret_value())
+        guard = Guard(config.guard, options.home, settings.gateway_keys)
+        gateway = Gateway(config, options.home, store, guard)
         listener = _inherited(options.fd) if options.fd is not None else _bound(options.port)
     except SerinError as error:
         print(f"gateway: {error}", file=sys.stderr)

@@ -1,40 +1,31 @@
-"""The gateway's ASGI application: routes, reading and checking a request, its place, its draw.
-
-Refusals of the client come before the draw; everything after it counts for the drawn arm.
-"""
+"""The gateway's ASGI application: its routes, and reading a request until it is here whole."""
 
 import asyncio
 import re
 import secrets
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from multidict import CIMultiDict
 
-from serving.gateway.balancer import Arm, Balancer, Service
-from serving.gateway.cache import CACHE_HEADER, Asked, ResponseCache, answerer
-from serving.gateway.cache_store import CacheStore, KeptAnswer
+from serving.gateway.balancer import Balancer
+from serving.gateway.cache import ResponseCache
+from serving.gateway.cache_store import CacheStore
 from serving.gateway.config import GatewayConfig
 from serving.gateway.connection import EXTENSION
 from serving.gateway.evaluators import Evaluators
 from serving.gateway.feedback import FEEDBACK_BYTES_MAX, Feedback
+from serving.gateway.guard import Guard
+from serving.gateway.handling import Handler, Question
 from serving.gateway.health import Health
-from serving.gateway.limits import Admission, Body, Budget, Full
+from serving.gateway.limits import Admission, Body, Budget
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
-from serving.gateway.proxy import Job, Proxy
+from serving.gateway.proxy import Proxy
 from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
-from serving.gateway.response_ids import (
-    RESPONSE_ID_HEADER,
-    Mark,
-    ResponseIds,
-    make_nonce,
-    read_key,
-)
+from serving.gateway.response_ids import ResponseIds, read_key
 from serving.gateway.routes import Routes, RoutesFile
-from serving.gateway.settlement import Draw, Settlement
-from serving.gateway.shadow import SHADOW_HEADER, Shadow
+from serving.gateway.settlement import Settlement
+from serving.gateway.shadow import Shadow
 from serving.gateway.upstream import DEADLINE_HEADER, Upstream
 
 PREFIX = "/openai/v1/"
@@ -42,15 +33,6 @@ GENERATING = frozenset((PREFIX + "chat/completions", PREFIX + "completions"))
 MODELS = PREFIX + "models"
 FEEDBACK = frozenset(("/v1/feedback", PREFIX + "feedback"))
 REQUEST_ID = re.compile(rb"[!-~]{1,128}")
-CONVERSATION_BYTES_MAX = 256
-NOT_PASSED = frozenset(
-    (
-        b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-        b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
-        b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision", CACHE_HEADER,
-        SHADOW_HEADER.encode(), DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
-    )
-)  # fmt: skip
 CLOSING: tuple[Header, ...] = ((b"connection", b"close"),)
 LINGER_SECONDS_MAX = 2.0
 LINGER_BYTES_MAX = 8 << 20
@@ -64,8 +46,11 @@ class Gateway:
     Raises ConfigurationError when the key of the answers' ids can be neither read nor made.
     """
 
-    def __init__(self, config: GatewayConfig, home: Path, store: CacheStore | None) -> None:
+    def __init__(
+        self, config: GatewayConfig, home: Path, store: CacheStore | None, guard: Guard
+    ) -> None:
         self._config = config
+        self._guard = guard
         self._cache = ResponseCache(store)
         self.balancer = Balancer(config.conversation_key, config.seed)
         self.metrics = Metrics(config.series_max, config.series_keep_seconds)
@@ -85,9 +70,17 @@ class Gateway:
         self._admission = Admission(
             config.concurrency_max, config.waiting_max, config.waiting_seconds_max
         )
+        self._handler = Handler(
+            self.balancer,
+            guard,
+            self._cache,
+            self._admission,
+            self.settlement,
+            self.metrics,
+            self._proxy,
+        )
         self._bodies = Budget(config.bodies_bytes_max)
         self._file = RoutesFile(home / "control" / "routes.json", self._apply)
-        self._decoder = msgspec.json.Decoder(Asked)
 
     def _apply(self, routes: Routes) -> None:
         self.balancer.apply(routes)
@@ -105,6 +98,7 @@ class Gateway:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await self._upstream.start()
+        self._guard.start()
         self._shadow.start()
         self.health.start()
         self._file.watch(self._config.routes_poll_seconds)
@@ -115,6 +109,7 @@ class Gateway:
         await self.health.close()
         await self._upstream.close()
         await self._cache.close()
+        await self._guard.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -128,23 +123,31 @@ class Gateway:
         scores = scope["path"] in FEEDBACK
         size = self._config.body_bytes_max
         body = Body(self._bodies, min(size, FEEDBACK_BYTES_MAX) if scores else size)
+        address = ""
         try:
+            address = self._guard.address(scope, headers)
             if scope["path"] in GENERATING:
                 _require(scope, "POST")
+                caller = self._guard.identify(headers, address)
                 deadline = asyncio.get_running_loop().time() + self._deadline_seconds(headers)
                 if has_body:
                     await self._read(headers, receive, body)
                 if not body.cut:
-                    await self._watched(scope, body.content, deadline, receive, reply)
+                    given = (scope["path"], scope["headers"], caller, body.content, deadline)
+                    await self._watched(Question(*given, reply), receive)
             elif scores:
                 await self._score(scope, headers, has_body, receive, body, reply)
             else:
+                if scope["path"].startswith(PREFIX):
+                    self._guard.identify(headers, address)
                 answer = self._local(scope)
                 reply.common += CLOSING if has_body else ()
                 await reply.whole(*answer)
         except Refusal as refusal:
             self.metrics.refuse(refusal.code)
-            if has_body and not body.whole:
+            if refusal.status == 401:
+                self._guard.strike(address, "failed_authentication")
+            if has_body and not body.whole and refusal.code != "banned":
                 await _refuse_and_linger(refusal, receive, reply)
             else:
                 await reply.refuse(refusal)
@@ -192,7 +195,8 @@ class Gateway:
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
         if path == "/metrics":
-            more = (*self.settlement.lines(), *self._shadow.lines(), *self._cache.lines())
+            parts = (self.settlement, self._shadow, self._cache, self._guard)
+            more = (line for part in parts for line in part.lines())
             text = self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
             return 200, [(b"content-type", CONTENT_TYPE)], text
         if path == "/healthz":
@@ -202,14 +206,13 @@ class Gateway:
         if path == MODELS:
             names = list(self.balancer.services)
             return _json({"object": "list", "data": [_model(name) for name in names]})
-        return _json(_model(self._service(path.removeprefix(MODELS + "/")).name))
+        return _json(_model(self._handler.service(path.removeprefix(MODELS + "/")).name))
 
-    async def _watched(
-        self, scope: Message, body: bytes, deadline: float, receive: Receive, reply: Reply
-    ) -> None:
+    async def _watched(self, question: Question, receive: Receive) -> None:
         """Work on a request that is here whole; stop as soon as its client closes."""
         task = asyncio.current_task()
         assert task is not None
+        reply = question.reply
         working = True
 
         def closed(_: asyncio.Future[Message]) -> None:
@@ -220,7 +223,7 @@ class Gateway:
         watch = asyncio.ensure_future(receive())
         watch.add_done_callback(closed)
         try:
-            await self._found_or_made(scope, body, deadline, reply)
+            await self._handler.answer(question)
         except asyncio.CancelledError:
             task.uncancel()
             if not reply.gone:  # the drain took too long
@@ -229,102 +232,6 @@ class Gateway:
         finally:
             working = False
             watch.cancel()
-
-    async def _found_or_made(
-        self, scope: Message, body: bytes, deadline: float, reply: Reply
-    ) -> None:
-        """Answer from the cache where that is allowed, else by the drawn arm."""
-        try:
-            asked = self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            text = f"the body is not a JSON object with a model: {error}"
-            raise Refusal(400, text, "invalid_body") from None
-        service = self._service(asked.model)
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        key = self._cache.key(service, scope["path"], headers, body, asked)
-        if key is None:
-            await self._admitted(scope, body, deadline, service, reply)
-            return
-        wanted = answerer(service.arms[0])
-
-        async def make() -> KeptAnswer | None:
-            reply.common.append((CACHE_HEADER, b"miss"))
-            job = await self._admitted(scope, body, deadline, service, reply)
-            return job.kept() if answerer(job.arm) == wanted else None
-
-        try:
-            kept = await self._cache.answer(service.name, key, deadline, make)
-        except TimeoutError:
-            raise Refusal(504, "the deadline has passed", "deadline_passed") from None
-        if kept is not None:
-            await self._give_again(kept, reply)
-
-    async def _give_again(self, kept: KeptAnswer, reply: Reply) -> None:
-        age = max(0, int(time.time() - kept.kept_at_seconds))
-        reply.set_header(RESPONSE_ID_HEADER.encode(), kept.response_id)
-        reply.common += [(CACHE_HEADER, b"hit"), (b"age", b"%d" % age), (b"x-serin-arm", b"stable")]
-        await reply.whole(200, kept.headers, kept.body)
-
-    async def _admitted(
-        self, scope: Message, body: bytes, deadline: float, service: Service, reply: Reply
-    ) -> Job:
-        try:
-            await self._admission.enter()
-        except Full as full:
-            text = f"the gateway is full ({full.reason}); try again"
-            raise Refusal(429, text, full.reason, retry_after_seconds=1) from None
-        try:
-            job = self._draw(scope, body, deadline, service, reply)
-            await self._proxy.answer(job, reply)
-            return job
-        finally:
-            self._admission.leave()
-
-    def _draw(
-        self, scope: Message, body: bytes, deadline: float, service: Service, reply: Reply
-    ) -> Job:
-        service = self.balancer.services.get(service.name, service)  # as it is after the wait
-        conversation = None
-        passed: CIMultiDict[str] = CIMultiDict()
-        for name, value in scope["headers"]:
-            if name == b"x-serin-conversation":
-                conversation = value[:CONVERSATION_BYTES_MAX].decode("latin-1")
-            if name not in NOT_PASSED and value.isascii():
-                passed.add(name.decode("ascii"), value.decode("ascii"))
-        passed["x-request-id"] = reply.common[0][1].decode("ascii")
-        passed["accept-encoding"] = "identity"  # answers must be readable here and cheap
-        arm = self.balancer.draw(service, conversation)
-        draw = self.settlement.draw(service, arm, conversation)
-        reply.common.append((b"x-serin-arm", arm.name.encode()))
-        series = self.metrics.series(service.name, arm)
-        mark = self._mark(service, arm, draw)
-        return Job(service.name, arm, series, draw, mark, scope["path"], passed, body, deadline)
-
-    def _mark(self, service: Service, arm: Arm, draw: Draw | None) -> Mark:
-        """What the id of the drawn arm's answer says."""
-        running = self.settlement.running(service.name)
-        (_, canary, stable), share = running or (("", "", ""), 0.0)
-        return Mark(
-            nonce=make_nonce(),
-            process=self.settlement.process,
-            service=service.name,
-            arm=arm.name,
-            revision=arm.revision,
-            model_version=arm.model_version,
-            stable=stable,
-            canary=canary,
-            share=share,
-            observed=draw is not None,
-        )
-
-    def _service(self, model: str) -> Service:
-        service = self.balancer.services.get(model)
-        if service is not None:
-            return service
-        if not self.balancer.services or model in self.balancer.routes.services:
-            text = "no model is served yet; try again"
-            raise Refusal(503, text, "no_routes", retry_after_seconds=1)
-        raise Refusal(404, f"the model {model[:200]!r} does not exist", "model_not_found")
 
     def _deadline_seconds(self, headers: dict[bytes, bytes]) -> float:
         """The configured deadline, or less if the client asks for less."""

@@ -40,14 +40,21 @@ class ResponseCache:
         self._counts: dict[tuple[str, str], int] = {}
 
     def key(
-        self, service: Service, path: str, headers: dict[bytes, bytes], body: bytes, asked: Asked
+        self,
+        service: Service,
+        path: str,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        asked: Asked,
+        always: bool = False,
     ) -> bytes | None:
         """Return the key of a request's answer, or None when it must be made anew.
 
         The key holds who asks (a digest of the credentials), what answers (model version and
-        bundle) and the request itself, whatever the order of its fields.
+        bundle) and the request itself, whatever the order of its fields. With `always` it need
+        not be deterministic.
         """
-        parts = self._parts(service, path, headers, body, asked)
+        parts = self._parts(service, path, headers, body, asked, always)
         if parts is None:
             self._count(service.name, "bypass")
             return None
@@ -57,7 +64,13 @@ class ResponseCache:
         return digest.digest()
 
     def _parts(
-        self, service: Service, path: str, headers: dict[bytes, bytes], body: bytes, asked: Asked
+        self,
+        service: Service,
+        path: str,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        asked: Asked,
+        always: bool,
     ) -> tuple[bytes, ...] | None:
         wish = headers.get(CACHE_HEADER, b"").lower()
         control = headers.get(b"cache-control", b"").lower()
@@ -65,7 +78,7 @@ class ResponseCache:
             return None
         if b"no-cache" in control or b"no-store" in control:
             return None
-        if asked.temperature != 0 and wish != b"allow":
+        if asked.temperature != 0 and wish != b"allow" and not always:
             return None
         try:
             request = msgspec.json.encode(msgspec.json.decode(body), order="sorted")
@@ -161,5 +174,7 @@ def open_store(config: GatewayConfig, password: str | None) -> CacheStore | None
     if config.cache_url:
         from serving.gateway.redis_store import RedisStore
 
-        return RedisStore(config.cache_url, password, config.cache_seconds)
+        return RedisStore(
+            config.cache_url, password, config.cache_seconds, config.cache_call_seconds_max
+        )
     return MemoryStore(config.cache_seconds, config.cache_bytes_max)

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import ConfigurationError
+from serving.gateway.guard_config import GuardConfig
 
 
 class GatewayConfig(BaseModel):
@@ -99,6 +100,9 @@ class GatewayConfig(BaseModel):
         description="a Redis that keeps the answers instead, for several gateways; its password "
         "comes from SERIN_CACHE_PASSWORD",
     )
+    cache_call_seconds_max: float = Field(
+        default=0.1, gt=0, description="longest wait for that Redis; it then rests for a second"
+    )
     series_max: int = Field(
         default=32, ge=2, description="revisions whose counters are kept after they left the routes"
     )
@@ -165,6 +169,9 @@ class GatewayConfig(BaseModel):
     )
     shadow_scorer_seconds_max: float = Field(
         default=5.0, gt=0, description="longest time for a score"
+    )
+    guard: GuardConfig = Field(
+        default=GuardConfig(), description="keys, bans, long inputs and degradation"
     )
     seed: int | None = Field(default=None, description="seed of the draw, for tests only")
 

@@ -19,10 +19,16 @@ class Admission:
     """A fixed number of places, first come first served, with a bounded queue before them."""
 
     def __init__(self, places: int, waiting_max: int, waiting_seconds_max: float) -> None:
+        self._places = places
         self._free = places
         self._waiting_max = waiting_max
         self._waiting_seconds_max = waiting_seconds_max
         self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def busy_share(self) -> float:
+        """How many of the places are taken, 0 to 1."""
+        return 1 - self._free / self._places
 
     @property
     def waiting(self) -> int:

@@ -16,7 +16,6 @@ from serving.gateway.cache_store import KeptAnswer
 log = logging.getLogger(__name__)
 
 PREFIX = b"serin:answer:"
-CALL_SECONDS_MAX = 0.1
 REST_SECONDS = 1.0
 """After a failed call the server is left alone for this long: a dead one must not slow requests."""
 
@@ -29,18 +28,21 @@ class RedisStore:
 
     entries = 0
 
-    def __init__(self, url: str, password: str | None, seconds: float) -> None:
+    def __init__(
+        self, url: str, password: str | None, seconds: float, call_seconds_max: float
+    ) -> None:
         from redis.asyncio import Redis
 
         try:
             self._redis: Any = Redis.from_url(
                 url,
                 password=password or None,
-                socket_timeout=CALL_SECONDS_MAX,
-                socket_connect_timeout=CALL_SECONDS_MAX,
+                socket_timeout=call_seconds_max,
+                socket_connect_timeout=call_seconds_max,
             )
         except ValueError as error:
             raise ConfigurationError(f"cache_url: {error}") from error
+        self._call_seconds_max = call_seconds_max
         self._milliseconds = max(1, int(seconds * 1000))
         self._decoder = msgspec.msgpack.Decoder(KeptAnswer)
         self._encoder = msgspec.msgpack.Encoder()
@@ -69,14 +71,14 @@ class RedisStore:
     async def _call(self, name: str, *values: Any, **options: Any) -> Any:
         from redis.exceptions import RedisError
 
-        now = asyncio.get_running_loop().time()
-        if now < self._rests_until:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._rests_until:
             return None
         try:
-            async with asyncio.timeout(2 * CALL_SECONDS_MAX):
+            async with asyncio.timeout(self._call_seconds_max):
                 return await getattr(self._redis, name)(*values, **options)
         except (RedisError, OSError, TimeoutError) as error:
             self.errors += 1
-            self._rests_until = now + REST_SECONDS
+            self._rests_until = loop.time() + REST_SECONDS
             log.warning("the response cache's server failed: %s", type(error).__name__)
             return None

@@ -88,6 +88,7 @@ async def _relay_events(answer: aiohttp.ClientResponse, start: bytes, reply: Rep
         if events:
             done = done or DONE in events
             failed = failed or ERROR in events
+            reply.events += events.count(b"\n\n")
             await reply.write(events)
         with READING:
             chunk = await answer.content.readany()

@@ -48,7 +48,16 @@ class Refusal(Exception):
 class Reply:
     """One answer on its way to the client. `common` headers are sent with every answer."""
 
-    __slots__ = ("_abort", "_send", "common", "finished", "gone", "is_event_stream", "started")
+    __slots__ = (
+        "_abort",
+        "_send",
+        "common",
+        "events",
+        "finished",
+        "gone",
+        "is_event_stream",
+        "started",
+    )
 
     def __init__(self, send: Send, abort: Callable[[], None], common: list[Header]) -> None:
         self._send = send
@@ -57,6 +66,8 @@ class Reply:
         self.started = False
         self.finished = False
         self.is_event_stream = False
+        self.events = 0
+        """Events of a stream that were passed on."""
         self.gone = False
         """The client has closed its connection."""
 

@@ -55,6 +55,7 @@ class StandIn:
         body = await request.json()
         self.seen["requests"] += 1
         self.seen["headers"] = {name.lower(): text for name, text in request.headers.items()}
+        self.seen["body"] = await request.text()
         try:
             return await self._answer(request, body)
         except (asyncio.CancelledError, ConnectionError):

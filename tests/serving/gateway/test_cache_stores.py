@@ -18,6 +18,7 @@ from serving.gateway.redis_store import REST_SECONDS, RedisStore
 
 Server = tuple[str, "subprocess.Popen[bytes]"]
 PASSWORD = "a secret of the test"
+PATIENCE = 2.0
 redis_needed = pytest.mark.skipif(
     not shutil.which("redis-server"), reason="redis-server is not installed: make programs"
 )
@@ -77,7 +78,7 @@ def redis(tmp_path: Path, free_port: int) -> Iterator[Server]:
 async def test_redis_keeps_answers_for_their_time(
     redis: Server,
 ) -> None:
-    store, other = (RedisStore(redis[0], PASSWORD, 0.3) for _ in range(2))
+    store, other = (RedisStore(redis[0], PASSWORD, 1, PATIENCE) for _ in range(2))
     key = bytes(range(32))
     await store.put(key, answer())
     assert await other.get(key) == answer()
@@ -96,8 +97,9 @@ async def test_redis_keeps_answers_for_their_time(
 async def test_a_redis_that_fails_is_left_alone_for_a_while(
     redis: Server, number: signal.Signals
 ) -> None:
-    store = RedisStore(redis[0], PASSWORD, 60)
+    store = RedisStore(redis[0], PASSWORD, 60, PATIENCE)
     await store.put(b"key", answer())
+    assert await store.get(b"key") == answer()
     redis[1].send_signal(number)
     if number == signal.SIGKILL:
         redis[1].wait()
@@ -117,11 +119,11 @@ async def test_a_redis_that_fails_is_left_alone_for_a_while(
 async def test_a_wrong_password_and_damaged_entries_are_misses(
     redis: Server,
 ) -> None:
-    stranger = RedisStore(redis[0], "wrong", 60)
+    stranger = RedisStore(redis[0], "wrong", 60, PATIENCE)
     assert await stranger.get(b"key") is None
     assert stranger.errors == 1
     await stranger.close()
-    store = RedisStore(redis[0], PASSWORD, 60)
+    store = RedisStore(redis[0], PASSWORD, 60, PATIENCE)
     await store._call("set", b"serin:answer:key", b"no answer")
     assert await store.get(b"key") is None
     assert store.errors == 1
@@ -130,7 +132,7 @@ async def test_a_wrong_password_and_damaged_entries_are_misses(
 
 def test_an_address_that_is_none_of_redis_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="cache_url"):
-        RedisStore("redis://127.0.0.1:port", None, 60)
+        RedisStore("redis://127.0.0.1:port", None, 60, PATIENCE)
 
 
 @redis_needed
@@ -143,7 +145,7 @@ def test_two_gateways_share_a_redis_and_go_on_without_it(
     stable = world.predictor("assistant-00001", "1")
     world.route(stable)
     for expected in ("miss", "hit"):
-        process = world.start_gateway(cache_url=redis[0])
+        process = world.start_gateway(cache_url=redis[0], cache_call_seconds_max=PATIENCE)
         until(lambda: world.applied() == world.generation)
         assert world.ask(temperature=0).headers["x-serin-cache"] == expected
         if expected == "miss":

@@ -1,0 +1,176 @@
+"""A request that is here whole, on its way to an answer: limits, cache, a place, and its draw.
+
+Knows no HTTP but headers; refusals of the client come before the draw, so that none counts for an
+arm.
+"""
+
+import time
+from dataclasses import dataclass
+
+import msgspec
+from multidict import CIMultiDict
+
+from serving.gateway.balancer import Arm, Balancer, Service
+from serving.gateway.cache import CACHE_HEADER, Asked, ResponseCache, answerer
+from serving.gateway.cache_store import KeptAnswer
+from serving.gateway.guard import Guard
+from serving.gateway.keys import Caller
+from serving.gateway.limits import Admission, Full
+from serving.gateway.metrics import Metrics
+from serving.gateway.proxy import Job, Proxy
+from serving.gateway.reply import Header, Refusal, Reply
+from serving.gateway.response_ids import RESPONSE_ID_HEADER, Mark, make_nonce
+from serving.gateway.settlement import Draw, Settlement
+from serving.gateway.shadow import SHADOW_HEADER
+from serving.gateway.upstream import DEADLINE_HEADER
+
+CONVERSATION_BYTES_MAX = 256
+NOT_PASSED = frozenset(
+    (
+        b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
+        b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision", CACHE_HEADER,
+        b"authorization", b"x-api-key",
+        SHADOW_HEADER.encode(), DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
+    )
+)  # fmt: skip
+"""Headers that end here; a client's key is the gateway's business alone."""
+
+
+@dataclass(slots=True)
+class Question:
+    """What a client asks: its path, headers and body, who it is, until when (loop time)."""
+
+    path: str
+    headers: list[Header]
+    caller: Caller
+    body: bytes
+    deadline: float
+    reply: Reply
+
+
+class Handler:
+    """Answers questions; wires the parts that decide about them."""
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        guard: Guard,
+        cache: ResponseCache,
+        admission: Admission,
+        settlement: Settlement,
+        metrics: Metrics,
+        proxy: Proxy,
+    ) -> None:
+        self._balancer = balancer
+        self._guard = guard
+        self._cache = cache
+        self._admission = admission
+        self._settlement = settlement
+        self._metrics = metrics
+        self._proxy = proxy
+        self._decoder = msgspec.json.Decoder(Asked)
+
+    async def answer(self, question: Question) -> None:
+        """Answer from the cache where that is allowed, else by the drawn arm. Raises Refusal."""
+        try:
+            asked = self._decoder.decode(question.body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            text = f"the body is not a JSON object with a model: {error}"
+            raise Refusal(400, text, "invalid_body") from None
+        service = self.service(asked.model)
+        question.body = self._guard.admit(
+            question.caller, question.body, self._admission.busy_share
+        )
+        headers = dict(question.headers)
+        always = self._guard.degraded
+        key = self._cache.key(service, question.path, headers, question.body, asked, always)
+        if key is None:
+            await self._made(question, service)
+            return
+        wanted = answerer(service.arms[0])
+
+        async def make() -> KeptAnswer | None:
+            question.reply.common.append((CACHE_HEADER, b"miss"))
+            job = await self._made(question, service)
+            return job.kept() if answerer(job.arm) == wanted else None
+
+        try:
+            kept = await self._cache.answer(service.name, key, question.deadline, make)
+        except TimeoutError:
+            raise Refusal(504, "the deadline has passed", "deadline_passed") from None
+        if kept is not None:
+            await _give_again(kept, question.reply)
+
+    def service(self, model: str) -> Service:
+        """Return the service of a model's name. Raises Refusal (404, 503)."""
+        service = self._balancer.services.get(model)
+        if service is not None:
+            return service
+        if not self._balancer.services or model in self._balancer.routes.services:
+            text = "no model is served yet; try again"
+            raise Refusal(503, text, "no_routes", retry_after_seconds=1)
+        raise Refusal(404, f"the model {model[:200]!r} does not exist", "model_not_found")
+
+    async def _made(self, question: Question, service: Service) -> Job:
+        """Take a place and let the drawn arm answer."""
+        try:
+            await self._admission.enter()
+        except Full as full:
+            text = f"the gateway is full ({full.reason}); try again"
+            raise Refusal(429, text, full.reason, retry_after_seconds=1) from None
+        try:
+            job = self._draw(question, service)
+            await self._proxy.answer(job, question.reply)
+        finally:
+            self._admission.leave()
+        self._guard.charge(question.caller, question.body, job.answer, question.reply.events)
+        if job.blocked:
+            self._guard.strike(question.caller.address, "blocked")
+        return job
+
+    def _draw(self, question: Question, service: Service) -> Job:
+        service = self._balancer.services.get(service.name, service)  # as it is after the wait
+        conversation = None
+        passed: CIMultiDict[str] = CIMultiDict()
+        for name, value in question.headers:
+            if name == b"x-serin-conversation":
+                conversation = value[:CONVERSATION_BYTES_MAX].decode("latin-1")
+            if name not in NOT_PASSED and value.isascii():
+                passed.add(name.decode("ascii"), value.decode("ascii"))
+        reply = question.reply
+        passed["x-request-id"] = reply.common[0][1].decode("ascii")
+        passed["accept-encoding"] = "identity"  # answers must be readable here and cheap
+        arm = self._balancer.draw(service, conversation)
+        draw = self._settlement.draw(service, arm, conversation)
+        reply.common.append((b"x-serin-arm", arm.name.encode()))
+        series = self._metrics.series(service.name, arm)
+        mark = self._mark(service, arm, draw)
+        return Job(
+            service.name, arm, series, draw, mark, question.path, passed, question.body,
+            question.deadline,
+        )  # fmt: skip
+
+    def _mark(self, service: Service, arm: Arm, draw: Draw | None) -> Mark:
+        """What the id of the drawn arm's answer says."""
+        running = self._settlement.running(service.name)
+        (_, canary, stable), share = running or (("", "", ""), 0.0)
+        return Mark(
+            nonce=make_nonce(),
+            process=self._settlement.process,
+            service=service.name,
+            arm=arm.name,
+            revision=arm.revision,
+            model_version=arm.model_version,
+            stable=stable,
+            canary=canary,
+            share=share,
+            observed=draw is not None,
+        )
+
+
+async def _give_again(kept: KeptAnswer, reply: Reply) -> None:
+    age = max(0, int(time.time() - kept.kept_at_seconds))
+    reply.set_header(RESPONSE_ID_HEADER.encode(), kept.response_id)
+    reply.common += [(CACHE_HEADER, b"hit"), (b"age", b"%d" % age), (b"x-serin-arm", b"stable")]
+    await reply.whole(200, kept.headers, kept.body)

@@ -1,0 +1,43 @@
+"""How the gateway works now: normal or degraded, long inputs filtered or not; set from outside.
+
+Recoveries and people write <home>/control/mode.json; every gateway of the home follows it.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from core.errors import InputError
+
+
+class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is switched, and why. `input_filter` "auto" leaves it to the lengths that are seen."""
+
+    degraded: bool = False
+    input_filter: Literal["auto", "on", "off"] = "auto"
+    reason: str = ""
+
+
+class ModeFile:
+    """The file that holds the mode; the normal mode without it."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "control" / "mode.json"
+
+    def read(self) -> Mode:
+        """Return the mode. Raises InputError for a damaged file."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Mode)
+        except FileNotFoundError:
+            return Mode()
+        except msgspec.MsgspecError as error:
+            raise InputError(f"{self._path} is damaged: {error}; delete it") from error
+
+    def write(self, mode: Mode) -> None:
+        """Set the mode; gateways follow within their `look_seconds`."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(mode))
+        os.replace(temporary, self._path)
