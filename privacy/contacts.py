@@ -12,6 +12,7 @@ from privacy.detectors import (
     before,
     bounds,
     digits_of,
+    otherwise_named,
     words,
 )
 
@@ -41,9 +42,14 @@ EMAIL_SPELT = re.compile(
     re.IGNORECASE,
 )
 EMAIL_SPACED = re.compile(
-    rf"(?<![^\s\0])(?:[{LETTER}0-9._%+-] ){{1,40}}@(?: [{LETTER}0-9-]){{1,40}}"
-    rf"(?: \.(?: [{LETTER}0-9-]){{1,40}}){{1,4}}(?![^\s\0])"
+    rf"{EMAIL_EDGE}(?:[{LETTER}0-9._%+-] ){{1,40}}@(?: [{LETTER}0-9-]){{1,40}}"
+    rf"(?: \.(?: [{LETTER}0-9-]){{1,40}}){{1,4}}(?![{LETTER}0-9])"
 )
+EMAIL_AT = re.compile(
+    rf"{EMAIL_EDGE}(?P<local>[A-Za-z0-9][A-Za-z0-9._%+-]{{1,40}})\s(?:at|AT)\s(?:{LABEL}\.){{1,4}}{TOP}"
+    rf"(?![{LETTER}0-9_])"
+)
+EMAIL_WORDS = words(r"e-?mail", r"\bmail\b", r"\bwrite\b", r"\bcontact", r"\bschreib", "邮箱", "邮件")
 EMAIL_HASHED = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{2,63}[#*](?:qq|163|126|gmail|sina|foxmail|"
     r"outlook|hotmail|yahoo|sohu|139|yeah|aliyun|icloud)(?:\.com|\.net|\.cn|点com)" + END,
@@ -84,7 +90,7 @@ NATIONAL = re.compile(
     NUMBER_EDGE + r"(?<!-)(?P<value>(?:"
     r"(?:\+?1[ .-]?)?(?:\(\d{3}\) ?-?|\d{3}[ .-])\d{3}[ .-]\d{4}"  # North America
     r"|\(0\d{1,5}\)[ /-]?\d{2,8}(?:[ -]?\d{1,6}){0,3}"  # (area) subscriber
-    r"|0[1-9]\d{1,4}[ /-]\d{3,8}(?:[ -]\d{2,6}){0,3}"  # area subscriber
+    r"|(?!\d{3}-\d\d-\d{4})0[1-9]\d{1,4}[ /-]\d{3,8}(?:[ -]\d{2,6}){0,3}"  # area subscriber
     r"|0[1-9](?:[ .-]\d{2}){4}"  # pairs
     r"|0[1-9]\d{0,4}(?: \d{2,4}){2,4}"  # trunk zero, groups
     r"|400[ -]?\d{3,4}[ -]\d{3,4}"  # Chinese service number
@@ -110,9 +116,11 @@ SPELT = re.compile(
     rf"(?<![A-Za-z])(?:plus )?(?:(?:double |triple )?(?:{DIGIT_WORD})[ ,-]{{1,2}}){{6,14}}(?:{DIGIT_WORD})(?![A-Za-z])",
     re.IGNORECASE,
 )
+UNNAMED = re.compile(r"0[1-9]\d{8,9}(?!\d)|01[567]\d{9}(?!\d)")
+"""Undivided national numbers that need no word for a phone: trunk zero, a usual length."""
 REGIONS = ("US", "GB", "DE", "CN", "FR")
 EXTENSION_START = re.compile(r"[ ,;]{0,2}(?:x|e|d|#|转|分机)", re.IGNORECASE)
-DIGITS_SPELT_MIN = 6
+SSN_FORM = re.compile(r"\d{3}-\d{2}-\d{4}$")
 PHONE_DIGITS_MIN = 7
 
 
@@ -130,10 +138,19 @@ def check_hidden_email(match: "re.Match[str]") -> Found | None:
     return start, end, 0.8
 
 
+def check_email_at(match: "re.Match[str]") -> Found | None:
+    """Accept "name at example.org" where the name is no plain word, or mail is spoken of."""
+    start, end = match.span()
+    telling = re.search(r"[\d._+]", match["local"]) or EMAIL_WORDS.search(before(match, start, 40))
+    return check_hidden_email(match) if telling else None
+
+
 def check_international(match: "re.Match[str]") -> Found | None:
     """Accept what has a possible length for its country; drop trailing groups until it has."""
     start, end = bounds(match)
     value = match.string[start:end]
+    if value.startswith("0") and (SSN_FORM.match(value) or otherwise_named(match, start)):
+        return None
     while len(digits_of(value)) >= PHONE_DIGITS_MIN:
         if _possible(value):
             if value.startswith("(") and ")" not in value:
@@ -150,7 +167,7 @@ def check_national(match: "re.Match[str]") -> Found | None:
     """Accept by length; dates and ranges have too few digits."""
     start, end = bounds(match)
     digits = digits_of(EXTENSION_START.split(match.string[start:end])[0])
-    wanted = 8 <= len(digits) <= 16
+    wanted = 8 <= len(digits) <= 16 and not otherwise_named(match, start)
     return (start, end, 0.75) if wanted else None
 
 
@@ -158,10 +175,12 @@ def check_bare(match: "re.Match[str]") -> Found | None:
     """Accept undivided digits beside a word for a phone, or with a valid trunk-zero number."""
     start, end = bounds(match)
     value = match.string[start:end]
+    if otherwise_named(match, start):
+        return None
     near = PHONE_WORDS.search(before(match, start, 40)) or PHONE_WORDS.search(after(match, end, 16))
     if near is not None:
         return start, end, 0.7
-    if value.startswith("0") and _valid(digits_of(value)):
+    if UNNAMED.match(value) and _valid(digits_of(value)):
         return start, end, 0.6
     return None
 
@@ -225,6 +244,7 @@ DETECTORS = (
          r"@[^\s@]+\s?点"),
         EMAIL_HIDDEN, check_hidden_email, 90, 260,
     ),
+    Detector("EMAIL_ADDRESS", (r"\sat\s[a-z0-9-]+\.[a-z]",), EMAIL_AT, check_email_at, 100, 80),
     Detector(
         "EMAIL_ADDRESS",
         (r"\s(at|arroba|klammeraffe)\s[a-z0-9-]+\s?(dot|punkt|point)\s", ),

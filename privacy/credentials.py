@@ -42,7 +42,7 @@ PROVIDER_KEYS = (
 """Keys whose own form names the provider (the providers' documentation, secret scanners' rules)."""
 KEY_HEADS = (
     r"\b(AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z0-9]", r"gh[pousr]_[a-z0-9]", r"github_pat_",
-    r"gl(pat|dt|rt|ptt|ft|soat|cbt|oas)-[a-z0-9]", r"xox[abeoprs]-", r"xapp-\d", "AIza[a-z0-9_-]{6}",
+    r"gl(pat|dt|rt|ptt|ft|soat|cbt|oas)-", r"xox[abeoprs]-", r"xapp-\d", "AIza[a-z0-9_-]{6}",
     r"ya29\.", "GOCSPX-", r"(sk|rk|pk)_(live|test)_", "whsec_", r"\bsk-[a-z0-9]", r"\bhf_[a-z0-9]{8}",
     "api_org_", "npm_[a-z0-9]{8}", "pypi-[a-z0-9]{8}", "rubygems_", "cio_[a-z0-9]{8}", "crates?_io",
     r"\b(AC|SK)[0-9a-f]{32}", r"SG\.[a-z0-9_-]{16}", r"key-[0-9a-f]{32}", r"[0-9a-f]{32}-us\d",

@@ -50,15 +50,15 @@ PLATE_DE = re.compile(
 )
 PLATE_ANY = re.compile(
     EDGE
-    + r"(?P<value>(?=[A-Z0-9 -]*\d)[A-Z0-9]{1,4}[ -]?[A-Z0-9]{1,5}(?:[ -]?[A-Z0-9]{1,4})?)"
+    + r"(?P<value>(?=[A-Z0-9 •-]*\d)[A-Z0-9]{1,4}[ •-]?[A-Z0-9]{1,5}(?:[ •-]?[A-Z0-9]{1,4})?)"
     + END
 )
 PLATE_WORDS = words(
-    r"licen[cs]e plate", r"number plate", r"\bplate\b", r"\bplates\b", r"registration (?:number|plate|mark)",
+    r"licen[cs]e plate", r"number plate", r"\bplate\b", r"\bplates\b", r"\bregistration\b",
     r"\bvehicle reg", r"car reg", r"kennzeichen", r"nummernschild", "车牌",
 )  # fmt: skip
 PLATE_LABEL = re.compile(
-    r"(?:licen[cs]e plate|number plate|plate|plates|registration (?:number|plate|mark)|vehicle reg|"
+    r"(?:licen[cs]e plate|number plate|plate|plates|registration(?: (?:plate|mark))?|vehicle reg|"
     r"kennzeichen|nummernschild|车牌号?码?)(?: ?(?:no|nr|number|nummer)\.?)?[ :：#]{0,3}(?:is |was |ist |lautet |是|为)?"
     r"[ \"]?$",
     re.IGNORECASE,
@@ -129,8 +129,20 @@ def check_plate(match: "re.Match[str]") -> Found | None:
     """Accept four to nine letters and digits right behind a word for the plate."""
     start, end = bounds(match)
     near = PLATE_LABEL.search(before(match, start, 40))
-    size = len(re.sub("[ -]", "", match["value"]))
-    return (start, end, 0.7) if near and 4 <= size <= 9 else None
+    size = len(re.sub("[ •-]", "", match["value"]))
+    if near is None or not 4 <= size <= 9:
+        return None
+    # "Registration 2025" is a year or a number of any kind; a plate there has letters.
+    vague = near.group().lower().startswith(("registration", "vehicle"))
+    return (start, end, 0.7) if re.search("[A-Z]", match["value"]) or not vague else None
+
+
+def check_british_plate(match: "re.Match[str]") -> Found | None:
+    """Accept beside a word for the plate; without one only the printed form with its space."""
+    start, end = match.span()
+    near = PLATE_WORDS.search(before(match, start)) or PLATE_WORDS.search(after(match, end))
+    printed = " " in match.group()
+    return (start, end, 0.85 if near else 0.6) if near or printed else None
 
 
 def check_german_plate(match: "re.Match[str]") -> Found | None:
@@ -144,7 +156,7 @@ def check_birth(match: "re.Match[str]") -> Found | None:
     """Accept a calendar date close behind a word for birth."""
     start, end = bounds(match)
     lead = before(match, start, 32)
-    if not (BIRTH_WORDS.search(lead) or re.match(r"\s?(?:出生|生日|born)", after(match, end, 8))):
+    if not (BIRTH_WORDS.search(lead) or re.match(r"\s?(?:出生|生日|born|geboren)", after(match, end, 8))):
         return None
     for index in "1234":
         year, month, day = match[f"y{index}"], match[f"m{index}"], match[f"d{index}"]
@@ -165,7 +177,7 @@ DETECTORS = (
              40, 64),
     Detector("PASSPORT", (r"\bP[A-Z<][A-Z]{4}[A-Z<]*<<",), MRZ, check_mrz, 60, 120),
     Detector("LICENSE_PLATE", (rf"[{PROVINCES}] ?[A-Z].?[A-Z0-9]{{4}}",), PLATE_CN, before=24, after=8),
-    Detector("LICENSE_PLATE", (r"[A-Z]{2}[0-9]{2} ?[A-Z]{3}",), PLATE_GB, in_context(PLATE_WORDS, 0.85), 16, 8),
+    Detector("LICENSE_PLATE", (r"[A-Z]{2}[0-9]{2} ?[A-Z]{3}",), PLATE_GB, check_british_plate, 16, 8),
     Detector("LICENSE_PLATE", ("plate", "kennzeichen", "nummernschild", "车牌", "registration", "car reg", "vehicle reg"), PLATE_DE,
              check_german_plate, 32, 72),
     Detector("LICENSE_PLATE", ("plate", "kennzeichen", "nummernschild", "车牌", "registration", "vehicle reg"), PLATE_ANY,

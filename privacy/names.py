@@ -5,7 +5,7 @@ English, German and Chinese. A given name alone is no finding: it is a word like
 
 import re
 
-from privacy.detectors import Detector, Found, bounds
+from privacy.detectors import Detector, Found, after, bounds
 
 GIVEN_NAMES = frozenset(
     """
@@ -46,13 +46,13 @@ SURNAMES = (
     "姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤温"
     "康施文牛樊葛邢安齐易乔伍庞颜倪庄聂章鲁岳翟殷詹申欧耿关兰焦俞左柳甘祝包宁尚符舒阮柯纪梅童凌毕单季裴霍"
     "涂成苗谷盛曲翁冉骆蓝路游辛靳欧阳管柴蒙鲍华喻祁蒲房滕屈饶解牟艾尤阳时穆农司卓古吉缪简车项连芦麦褚娄窦戚"
-    "岑景党宫费卜冷晏席卫米柏宗瞿桂全佟应臧闵苟邬边卞姬师和仇栾隋商刁沙荣巫寇桑郎甄丛仲虞敖巩明佘池查麻苑迟邝"
+    "岑景党宫费卜冷晏席卫米柏宗瞿桂全佟应臧闵苟邬边卞姬师和仇栾隋商刁沙荣巫寇桑郎甄丛仲虞敖巩明佘池查麻苑迟邝鞠晋冼乐连苍海帅代揭沃卓屠富辜应侍楼奚强隆玉"
 )
 DOUBLE_SURNAMES = "欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|司徒|令狐|端木|夏侯|长孙|南宫"
 PARTICLE = r"(?:(?:von|van|de|der|den|zu|zum|vom|bin|al|la|le|di|da|dos)[ ]){0,2}"
 WORD = (
-    r"(?:(?:O|D|L)['’])?(?:Mc|Mac)?[A-ZÀ-ÖØ-ÞŁŠŽ][a-zà-öø-ÿłšž]+"
-    r"(?:[-'’][A-ZÀ-ÖØ-ÞŁŠŽ]?[a-zà-öø-ÿłšž]+)*"
+    r"(?:(?:O|D|L)['’])?(?:Mc|Mac)?[A-ZÀ-ÖØ-ÞŁŠŽ][a-zà-öø-ÿłšžß]+"
+    r"(?:[-'’][A-ZÀ-ÖØ-ÞŁŠŽ]?[a-zà-öø-ÿłšžß]+)*"
 )
 INITIAL = r"[A-Z]\.?"
 FULL = rf"{WORD}(?:[ ](?:{INITIAL}[ ])?{PARTICLE}{WORD}){{1,3}}"
@@ -125,17 +125,19 @@ def check_introduced(match: "re.Match[str]") -> Found | None:
     """Accept what stands where a name belongs; cut words that start the next sentence."""
     start, end = bounds(match)
     words = match["value"].split(" ")
-    while words and words[-1] in NO_SURNAMES:
+    while len(words) > 1 and words[-1] in NO_SURNAMES:
         words.pop()
-    if not words or words[0] in NO_SURNAMES:
+    if words[0] in NO_SURNAMES and match.re is not TITLED:
         return None
     return start, start + len(" ".join(words)), NAME_SCORE
 
 
 def check_greeted(match: "re.Match[str]") -> Found | None:
-    """Accept behind a greeting or "I am" only where the first word is a common given name."""
-    first = match["value"].split(" ")[0].split("-")[0]
-    return check_introduced(match) if first in GIVEN_NAMES else None
+    """Accept behind a greeting or "I am" a common given name, or two words that end the line."""
+    words = match["value"].split(" ")
+    known = words[0].split("-")[0] in GIVEN_NAMES
+    addressed = len(words) > 1 and after(match, match.end("value"), 1) in (",", "\n", "")
+    return check_introduced(match) if known or addressed else None
 
 
 def check_han(match: "re.Match[str]") -> Found:

@@ -9,15 +9,15 @@ IPV4 = re.compile(
     r"(?:(?<![0-9A-Za-z_])(?<!\d\.)|(?<=(?<!\\)\\[nrt]))\d{1,3}(?:\[?\.\]?\d{1,3}){3}(?![0-9A-Za-z_])(?!\.\d)"
 )
 IPV6 = re.compile(
-    r"(?:(?<![0-9A-Za-z_:.])|(?<=(?<!\\)\\[nrt]))(?=[0-9a-f:]*[0-9])"
+    r"(?:(?<![0-9A-Za-z_.])|(?<=(?<!\\)\\[nrt]))(?=[0-9a-f:]*[0-9])"
     r"(?:[0-9a-f]{1,4}:|:(?=:)|(?<=:):){1,8}"
     r"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-f]{1,4})?(?P<zone>%[0-9a-z_.]{1,16})?(?![0-9A-Za-z_])",
     re.IGNORECASE,
 )
 MAC = re.compile(
     EDGE
-    + r"(?<![:-])(?:[0-9a-f]{2}:(?:[0-9a-f]{2}:){4}[0-9a-f]{2}|[0-9a-f]{2}-(?:[0-9a-f]{2}-){4}[0-9a-f]{2}"
-    r"|[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4})(?![:-]?[0-9a-f]{2}(?:[:-]|\b))" + END,
+    + r"(?<!-)(?<![0-9a-f]{4}\.)(?:[0-9a-f]{2}:(?:[0-9a-f]{2}:){4}[0-9a-f]{2}|[0-9a-f]{2}-(?:[0-9a-f]{2}-){4}[0-9a-f]{2}"
+    r"|[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4})(?![:-]?[0-9a-f]{2}(?:[:-]|\b))(?!\.[0-9a-f])" + END,
     re.IGNORECASE,
 )
 MAC_BARE = re.compile(EDGE + r"[0-9a-f]{12}" + END, re.IGNORECASE)
@@ -58,6 +58,10 @@ def check_ipv6(match: "re.Match[str]") -> Found | None:
     """Accept what the standard library parses; short forms need the look of an address."""
     start = match.start()
     value = match.group().split("%")[0]
+    if _within_groups(match, start, 4):
+        return None
+    if value.startswith(":::"):
+        start, value = start + 1, value[1:]
     if value.endswith(":") and not value.endswith("::"):
         value = value[:-1]
     if not value.endswith(":") or len(value) > 2:
@@ -74,6 +78,13 @@ def check_ipv6(match: "re.Match[str]") -> Found | None:
     return start, start + len(value) + len(zone), 0.95
 
 
+def check_mac(match: "re.Match[str]") -> Found | None:
+    """Refuse the tail of a longer row of groups."""
+    if _within_groups(match, match.start(), 2):
+        return None
+    return *match.span(), 0.9 if re.fullmatch(r"[\d.]+", match.group()) else 1.0
+
+
 def check_bare_mac(match: "re.Match[str]") -> Found | None:
     """Accept twelve hexadecimal digits right behind a word for the address."""
     near = MAC_WORDS.search(before(match, match.start(), 24))
@@ -85,6 +96,12 @@ def check_url(match: "re.Match[str]") -> Found:
     return match.start(), match.start() + len(match.group().rstrip(TRAILING)), 1.0
 
 
+def _within_groups(match: "re.Match[str]", start: int, digits_max: int) -> bool:
+    """Tell whether a hexadecimal group and a colon stand in front: the value began earlier."""
+    lead = re.search(r"(\w*):$", before(match, start, 16))
+    return bool(lead and re.fullmatch(rf"[0-9a-fA-F]{{0,{digits_max}}}", lead[1]))
+
+
 DETECTORS = (
     Detector("IP_ADDRESS", (r"\d\[?\.\]?\d{1,3}\[?\.\]?\d{1,3}\[?\.\]?\d",), IPV4, check_ipv4, 24, 24),
     Detector(
@@ -94,7 +111,7 @@ DETECTORS = (
     Detector(
         "MAC_ADDRESS",
         (r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}", r"[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}"),
-        MAC, before=32, after=16,
+        MAC, check_mac, 32, 16,
     ),
     Detector("MAC_ADDRESS", (r"\bmac\b", "hardware address", "hwaddr", "bssid", "物理地址"), MAC_BARE,
              check_bare_mac, 16, 48),

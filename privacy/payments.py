@@ -13,6 +13,7 @@ from privacy.detectors import (
     before,
     bounds,
     digits_of,
+    otherwise_named,
     words,
 )
 
@@ -24,8 +25,8 @@ BRANDS = re.compile(
     r"|3[47]\d{13}$"  # American Express
     r"|(?:6011|64[4-9]\d|65\d\d)\d{12,15}$"  # Discover
     r"|(?:30[0-5]\d|3095|36\d\d|3[89]\d\d)\d{10,15}$"  # Diners Club
-    r"|(?:352[89]|35[3-8]\d)\d{12,15}$|(?:2131|1800)\d{11}$"  # JCB
-    r"|(?:50|5[6-8]|6304|6390|67)\d{10,17}$"  # Maestro
+    r"|35\d{14,17}$|(?:2131|1800)\d{11}$"  # JCB
+    r"|(?:50|5[6-8]|67)\d{10,17}$|(?:6304|6390)\d{8,15}$"  # Maestro
     r"|220[0-4]\d{12,15}$|9792\d{12}$"  # Mir, Troy
     r"|(?:60|81|82|508)\d{13,14}$"  # RuPay
 )
@@ -60,6 +61,8 @@ def check_card(match: "re.Match[str]") -> Found | None:
     end = start + len(candidate)
     if text[end : end + 1].isdigit():
         candidate = _shorter(candidate)
+    if otherwise_named(match, start):
+        return None
     while candidate:
         digits = digits_of(candidate)
         if len(digits) < CARD_DIGITS_MIN:

@@ -28,7 +28,7 @@ STREETS = """
 _STREET = "|".join(sorted(STREETS, key=lambda word: (-len(word), word)))
 GAP = r"(?:,?[ ]|,?\n|,?\\n)"
 UNIT = r"(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Room|Rm|#)\.?[ ]?\w{1,6}"
-TOWN = r"[A-Z][a-z'’-]+(?:[ ][A-Z][a-z'’-]+){0,3}"
+TOWN = r"[A-Z][A-Za-z'’-]+(?:[ ][A-Z][A-Za-z'’-]+){0,3}"
 STATE_ZIP = r"(?:[A-Z]{2}|[A-Z][a-z]+(?:[ ][A-Z][a-z]+)?)[ ]\d{5}(?:-\d{4})?"
 POSTCODE = r"[A-Z]{1,2}\d[A-Z\d]?[ ]?\d[A-Z]{2}"
 EDGE = r"(?:(?<![\w.,$€£-])(?<!\d[ ])|(?<=(?<!\\)\\[nrt]))"
@@ -44,7 +44,7 @@ FLAT_STREET = re.compile(
     rf"(?:{_STREET})\b(?:{GAP}{TOWN})?(?:{GAP}{POSTCODE})?(?!\w)"
 )
 MILITARY = re.compile(
-    EDGE + r"(?:(?:Unit|PSC|CMR)[ ]\d{1,5},?[ ]Box[ ]\d{1,5}|USN?[SVC]+[ ][A-Z][a-z]+)"
+    EDGE + r"(?:(?:Unit|PSC|CMR)[ ]\d{1,5},?[ ]Box[ ]\d{1,5}|US[A-Z]{1,3}[ ][A-Z][a-z]+)"
     rf"{GAP}(?:APO|FPO|DPO),?[ ]A[AEP][ ]\d{{5}}(?!\w)"
 )
 POST_BOX = re.compile(
@@ -56,6 +56,7 @@ POSTCODE_GB = re.compile(
     EDGE + r"(?:[A-PR-UWYZ][A-HK-Y]?\d[A-Z\d]?|GIR)[ ]\d[ABD-HJLNP-UW-Z]{2}(?!\w)"
 )
 GERMAN_WORD = r"[A-ZÄÖÜ][A-Za-zäöüßéèÄÖÜ.'’-]*"
+GERMAN_TOWN = rf"{GERMAN_WORD}(?:[ ](?:am|an der|im|in|bei)[ ]{GERMAN_WORD}|[ ]{GERMAN_WORD}){{0,2}}"
 GERMAN_STREET = (
     r"(?:straße|strasse|str\.|weg|platz|allee|gasse|ring|damm|ufer|hof|chaussee|steig|stieg|pfad|"
     r"markt|graben|berg|winkel|brücke|kamp|twiete|zeile)"
@@ -64,11 +65,11 @@ STREET_DE = re.compile(
     r"(?:(?<![\w.-])|(?<=(?<!\\)\\[nrt]))(?:(?:Am|An der|An den|Auf dem|Auf der|Im|In der|Zum|Zur|Unter den)"
     rf"[ ]{GERMAN_WORD}|(?:{GERMAN_WORD}[ ]){{0,2}}?[A-ZÄÖÜ][A-Za-zäöüßéèÄÖÜ.'’-]*?{GERMAN_STREET}|"
     rf"(?:{GERMAN_WORD}[ -]){{1,3}}(?i:{GERMAN_STREET}))[ ]\d{{1,4}}[ ]?[a-h]?(?:[ ]?[-/+][ ]?\d{{1,4}}[a-h]?)?"
-    rf"(?:{GAP}(?:D-)?\d{{5}}[ ]{GERMAN_WORD}(?:[ ](?:am|an der|im|bei)[ ]{GERMAN_WORD})?)?(?!\w)"
+    rf"(?:{GAP}(?:D-)?\d{{5}}[ ]{GERMAN_TOWN})?(?!\w)"
 )
 TOWN_DE = re.compile(
-    r"(?:(?<![\w.,-])|(?<=(?<!\\)\\[nrt]))(?P<street>[A-ZÄÖÜ][\w.'’ -]{2,40}[ ]\d{1,4}(?:[ ]?[-/][ ]?\d{1,4})?[a-h]?)"
-    rf"{GAP}(?:D-)?\d{{5}}[ ]{GERMAN_WORD}(?!\w)"
+    r"(?:(?<![\w.,-])|(?<=(?<!\\)\\[nrt]))(?P<street>(?:[A-ZÄÖÜ][\w.'’-]*[ ](?:(?:am|an|der|den|dem|auf|in|im|zum|zur|von|vom)[ ]){0,2}){1,4}\d{1,4}(?:[ ]?[-/][ ]?\d{1,4})?[a-h]?)"
+    rf"{GAP}(?:D-)?\d{{5}}[ ]{GERMAN_TOWN}(?!\w)"
 )
 HAN = r"[\u4e00-\u9fff]"
 PART = r"(?:号|座|栋|幢|楼|室|单元|层|弄|村|院|组|期|巷)"
