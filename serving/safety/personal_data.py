@@ -10,10 +10,7 @@ from serving.safety.decisions import ALLOW, SEVERITY, Action, Context, Decision,
 
 
 class PersonalDataFilter:
-    """Acts on each type as the policy says; a type that is not named is allowed.
-
-    `output_only` filters leave what users say alone: secrets belong to them until we leak them.
-    """
+    """Acts on each type as the policy says; a type that is not named is allowed."""
 
     def __init__(
         self,
@@ -21,18 +18,16 @@ class PersonalDataFilter:
         category: str,
         actions: Mapping[str, Action],
         score_min: float,
-        output_only: bool = False,
     ) -> None:
         self.name = name
         self._category = category
         self._actions = {type_: action for type_, action in actions.items() if action != "allow"}
         self._config = PiiConfig(types=tuple(sorted(self._actions)), score_min=score_min)
-        self._output_only = output_only
         self._local = threading.local()
 
     def check(self, role: Role, text: str, context: Context) -> Decision:
         """Find the types that the policy names; the strictest action among them counts."""
-        if not self._actions or self._output_only and context.direction == "input":
+        if not self._actions:
             return ALLOW
         spans = self._scanner().scan(text)
         if not spans:
