@@ -5,6 +5,7 @@ on the event loop itself: a thread of their own would only add waits for that lo
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from core.contracts import Message
-from core.errors import IntegrityError, UnavailableError
+from core.errors import InputError, IntegrityError, UnavailableError
 from core.manifests import BundleManifest
 from serving.engines.engine import (
     EngineLoad,
@@ -144,7 +145,8 @@ class OpenVinoEngine:
 
     def _warm_up(self) -> None:
         """Answer once alone and once in company: kernels are chosen at each shape's first use."""
-        self._tokenizer.decode([list(self.encode((Message("user", "warm up"),)))])
+        with contextlib.suppress(InputError):  # a template may want more than one turn
+            self._tokenizer.decode([list(self.encode((Message("user", "warm up"),)))])
         length = min(WARM_UP_PROMPT_TOKENS, self.context_length - WARM_UP_TOKENS)
         sampling = Sampling(max_tokens=WARM_UP_TOKENS)
         for rows in (1, min(WARM_UP_ROWS, self._config.concurrency_for(self._manifest))):
