@@ -79,7 +79,7 @@ FULL = (
     ),
     Plan(
         "135m", 16, {1: 3, 4: 1, 16: 1, 64: 1}, {1: 5, 4: 4, 16: 3, 64: 1},
-        {1: 3, 4: 3, 16: 3, 64: 1}, 40.0, 2,
+        {1: 3, 4: 3, 16: 3, 64: 1}, 60.0, 2,
     ),
 )  # fmt: skip
 """On one thread the small model answers faster; the large one gets every core of the machine."""
@@ -206,12 +206,12 @@ def open_loops(
     found: dict[str, Any] = {}
     names = [name for name in (NAIVE, FINAL, VLLM) if name in running]
     for load, basis in (("naive's", NAIVE), ("the last row's", FINAL)):
-        tokens = measured[basis]["16"]["tokens_per_second"]
+        tokens = saturation(measured[basis])
         per_second = OPEN_SHARE * tokens / MEAN_ANSWER_TOKENS
         asked = maker.from_trace(scaled(trace, per_second, plan.open_seconds))
         key = f"{OPEN_SHARE:.0%} of {load} saturation"
         for name in names:
-            if load != "naive's" and name == NAIVE:
+            if OPEN_SHARE * tokens > saturation(measured[name]):
                 continue  # its queue would only grow
             outcome = open_loop(running[name].url, MODEL, asked, stream=True)
             cell = {"requests_per_second": per_second, **medians([figures(outcome)])}
@@ -219,11 +219,16 @@ def open_loops(
     return found
 
 
+def saturation(cells: Mapping[str, Any]) -> float:
+    """Return the most tokens per second that a row gave, with whatever number of clients."""
+    return max(float(cell["tokens_per_second"]) for cell in cells.values())
+
+
 def fixed_answers(
-    plan: Plan, predictor: Predictor, maker: PromptMaker, saturation: float
+    plan: Plan, predictor: Predictor, maker: PromptMaker, tokens_per_second: float
 ) -> dict[str, Any]:
     """Return latencies of equally long answers at random arrivals, 70 % of the saturation load."""
-    per_second = OPEN_SHARE * saturation / plan.answer_tokens
+    per_second = OPEN_SHARE * tokens_per_second / plan.answer_tokens
     config = LoadConfig(
         url=predictor.url,
         model=MODEL,
@@ -259,8 +264,7 @@ def measure(plan: Plan, trace: list[Arrival], folder: Path) -> dict[str, Any]:
         closed = closed_loops(plan, running, maker)
         streams = streamed(plan, running, maker)
         opened = open_loops(plan, running, maker, trace, closed)
-        saturation = max(cell["tokens_per_second"] for cell in closed[FINAL].values())
-        fixed = fixed_answers(plan, running[FINAL], maker, saturation)
+        fixed = fixed_answers(plan, running[FINAL], maker, saturation(closed[FINAL]))
         table = [
             {
                 "row": row.name,
