@@ -23,6 +23,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rollback": ("cli.release:rollback", "Take traffic back to the version before."),
     "judge": ("cli.judge:judge", "Replay a recorded canary through the judge."),
     "alert-rule": ("cli.alert_rule:alert_rule", "Print the classic rule as a PrometheusRule."),
+    "safety": ("cli.safety:safety", "Try the safety chain on a file of texts."),
+    "policy": ("cli.policy:policy", "Check, show and compare safety policies."),
     "quarantine": ("cli.data:quarantine", "List the records that were refused, with reasons."),
     "bans": ("cli.gateway:bans", "List, add and lift bans of client addresses."),
     "gateway": ("cli.gateway:gateway", "Degrade the gateway, or filter long inputs, for now."),

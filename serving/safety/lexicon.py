@@ -106,11 +106,11 @@ class LexiconFilter:
         self._lexicon = Lexicon(term for term in terms if term.category in self._actions)
 
     def check(self, role: Role, text: str, context: Context) -> Decision:
-        """Block at the first term found."""
+        """Block; the longest term names the category."""
         found = self._lexicon.find(text)
         if not found:
             return ALLOW
-        term = found[0]
+        term = max(found, key=lambda item: len(item.text))
         return Decision("block", term.category, 1.0, f"a listed term of {term.category}")
 
 
