@@ -127,16 +127,19 @@ def timed(
 
 
 def goals(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The default passes against eager torch, and every variant's outputs."""
+    """The default passes against eager torch, and every variant's outputs.
+
+    CPU time is compared: a busy machine lengthens a call's wall time by whole time slices.
+    """
     found = []
     for rows in ROWS:
         by_name = {
-            row["name"]: row["median_microseconds"] for row in measured if row["rows"] == rows
+            row["name"]: row["cpu_median_microseconds"] for row in measured if row["rows"] == rows
         }
         ratio = round(by_name[DEFAULT] / by_name[EAGER], 3)
         found.append(
             {
-                "name": f"median of {DEFAULT} over {EAGER}, {rows} texts a call",
+                "name": f"median CPU time of {DEFAULT} over {EAGER}, {rows} texts a call",
                 "value": ratio,
                 "goal": RATIO_GOAL,
                 "met": ratio <= RATIO_GOAL,
@@ -179,9 +182,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure, panels = pyplot.subplots(len(ROWS), 1, figsize=(7, 5))
     for axes, rows in zip(panels, ROWS, strict=True):
         shown = [row for row in found["measured"] if row["rows"] == rows]
-        axes.barh([row["name"] for row in shown], [row["median_microseconds"] for row in shown])
-        axes.axvline(shown[0]["median_microseconds"], linestyle=":", color="grey")
-        axes.set(xlabel=f"median microseconds a call of {rows} texts")
+        axes.barh([row["name"] for row in shown], [row["cpu_median_microseconds"] for row in shown])
+        axes.axvline(shown[0]["cpu_median_microseconds"], linestyle=":", color="grey")
+        axes.set(xlabel=f"median CPU microseconds a call of {rows} texts")
         axes.invert_yaxis()
     figure.tight_layout()
     figure.savefig(path)
