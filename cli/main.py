@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "safety": ("cli.safety:safety", "Try the safety chain on a file of texts."),
     "policy": ("cli.policy:policy", "Check, show and compare safety policies."),
     "quarantine": ("cli.data:quarantine", "List the records that were refused, with reasons."),
+    "audit": ("cli.audit:audit", "Check the record of requests and answers, and search it."),
     "bans": ("cli.gateway:bans", "List, add and lift bans of client addresses."),
     "gateway": ("cli.gateway:gateway", "Degrade the gateway, or filter long inputs, for now."),
     "gc": ("cli.data:gc", "Delete what nothing refers to any more (dry run by default)."),

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from core.keys import read_key
 from serving.gateway.balancer import Balancer
 from serving.gateway.cache import ResponseCache
 from serving.gateway.cache_store import CacheStore
@@ -22,7 +23,7 @@ from serving.gateway.limits import Admission, Body, Budget
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.proxy import Proxy
 from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
-from serving.gateway.response_ids import ResponseIds, read_key
+from serving.gateway.response_ids import ResponseIds
 from serving.gateway.routes import Routes, RoutesFile
 from serving.gateway.settlement import Settlement
 from serving.gateway.shadow import Shadow
