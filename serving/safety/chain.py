@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.contracts import Role
@@ -156,8 +156,8 @@ def _listed(policy: Policy) -> list[Link]:
     part = policy.lexicon
     if not part.enabled:
         return []
-    allowed = {make_term(term, "").text for term in part.allowed_terms}
-    terms = [term for term in shipped_terms() if term.text not in allowed]
+    allowed = {make_term(term, "") for term in part.allowed_terms}
+    terms = [term for term in shipped_terms() if replace(term, category="") not in allowed]
     known = {term.category for term in terms}
     unknown = sorted(set(part.categories) - known - set(part.terms))
     if unknown:

@@ -4,7 +4,7 @@ Lists are `category<TAB>term` lines; `*` at an end of a term lets the word go on
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,12 @@ class Lexicon:
         whole: dict[str, Term] = {}
         singles: dict[str, Term] = {}
         for term in terms:
-            whole.setdefault(term.text, term)
+            known = whole.get(term.text, term)
+            whole[term.text] = replace(
+                known,
+                open_start=known.open_start or term.open_start,
+                open_end=known.open_end or term.open_end,
+            )
             for masked in _masked(term):
                 whole.setdefault(masked, term)
             single = RUNS.sub(r"\1", term.text)

@@ -45,7 +45,7 @@ class LexiconPolicy(FilterPart):
         default={}, description="further terms by category; * at an end lets the word go on"
     )
     allowed_terms: tuple[str, ...] = Field(
-        default=(), description="terms of the shipped lists that are no offence here"
+        default=(), description="terms that are no offence here, as the lists write them"
     )
 
 

@@ -14,8 +14,10 @@ VIEWS_KEPT = 8
 HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 LEET_I = str.maketrans("013456789@$!|+", "oieasgtbgasiit")
 LEET_L = str.maketrans("013456789@$!|+", "oleasgtbgasllt")
-LEET_TOKEN = re.compile(r"[a-z0-9@$!|+]*(?:[a-z][0-9@$!|+]|[0-9@$!|+][a-z])[a-z0-9@$!|+]*")
-SPELT_OUT = re.compile(r"(?<![a-z0-9])(?:[a-z0-9@$!][^a-z0-9]{1,3}){2,}[a-z0-9@$](?![a-z0-9])")
+LEET = re.compile(r"[0-9@$!|+]")
+LEET_TOKEN = re.compile(r"[a-z0-9@$!|+]+")
+LETTER = re.compile(r"[a-z]")
+SPELT_OUT = re.compile(r"(?<![a-z0-9])(?:[a-z0-9@$!][^a-z0-9@$!]{1,3}){2,}[a-z0-9@$](?![a-z0-9])")
 NOT_LETTERS = re.compile(r"[^a-z0-9@$!]+")
 IN_WORD = re.compile(r"(?<=[a-z0-9@$])[._\-~'`^+|/\\\"#&:;,]+(?=[a-z0-9@$])")
 IN_HAN = re.compile(rf"(?<=[{HAN}])[\s*._\-~'`^+|/\\\"#&@·•0-9a-z]{{1,3}}(?=[{HAN}])")
@@ -46,8 +48,20 @@ def views(text: str) -> Views:
     if not plain.isascii():
         forms.append(IN_HAN.sub("", plain))
     for form in tuple(dict.fromkeys(forms)):
-        for table in (LEET_I, LEET_L):
-            forms.append(LEET_TOKEN.sub(lambda found: found.group().translate(table), form))  # noqa: B023
+        if LEET.search(form):
+            forms += [_letters_for_leet(form, table) for table in (LEET_I, LEET_L)]
     forms += [LONG_RUNS.sub(r"\1\1", form) for form in tuple(dict.fromkeys(forms))]
     kept = tuple(dict.fromkeys(forms))
     return Views(plain, kept, tuple(dict.fromkeys(RUNS.sub(r"\1", form) for form in kept)))
+
+
+def _letters_for_leet(form: str, table: dict[int, int]) -> str:
+    """Return the form with leet undone in tokens that have letters: numbers stay numbers."""
+
+    def undone(found: "re.Match[str]") -> str:
+        token = found.group()
+        if LEET.search(token) and LETTER.search(token):
+            return token.translate(table)
+        return token
+
+    return LEET_TOKEN.sub(undone, form)
