@@ -32,7 +32,6 @@ from benchmarks.support.serving_goals import FINAL, NAIVE, VLLM, goals
 from benchmarks.support.serving_plot import plot
 from benchmarks.support.serving_predictors import MODEL, NotServingError, Predictor, Row
 from benchmarks.support.serving_trace import (
-    MEAN_ANSWER_TOKENS,
     Arrival,
     PromptMaker,
     read_trace,
@@ -55,6 +54,7 @@ ONE = {"concurrency": 1}
 STARTS = 3
 OPEN_SHARE = 0.7
 """Of the saturation load: where a service is meant to work."""
+TRACE_SAMPLE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,23 +200,31 @@ def open_loops(
     running: Mapping[str, Predictor],
     maker: PromptMaker,
     trace: list[Arrival],
-    measured: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Replay the trace at 70 % of what naive can do, then at 70 % of what the last row can do."""
-    found: dict[str, Any] = {}
-    names = [name for name in (NAIVE, FINAL, VLLM) if name in running]
+    mixed = maker.from_trace(scaled(trace, TRACE_SAMPLE, 1.0))
+    most = {
+        name: _requests_per_second(running[name], mixed, clients)
+        for name, clients in ((NAIVE, 4), (FINAL, 32), (VLLM, 32))
+        if name in running
+    }
+    found: dict[str, Any] = {"saturation_requests_per_second": most}
     for load, basis in (("naive's", NAIVE), ("the last row's", FINAL)):
-        tokens = saturation(measured[basis])
-        per_second = OPEN_SHARE * tokens / MEAN_ANSWER_TOKENS
+        per_second = OPEN_SHARE * most[basis]
         asked = maker.from_trace(scaled(trace, per_second, plan.open_seconds))
-        key = f"{OPEN_SHARE:.0%} of {load} saturation"
-        for name in names:
-            if OPEN_SHARE * tokens > saturation(measured[name]):
+        cells = found.setdefault(f"{OPEN_SHARE:.0%} of {load} saturation", {})
+        for name in most:
+            if per_second > most[name]:
                 continue  # its queue would only grow
             outcome = open_loop(running[name].url, MODEL, asked, stream=True)
-            cell = {"requests_per_second": per_second, **medians([figures(outcome)])}
-            found.setdefault(key, {})[name] = cell
+            cells[name] = {"requests_per_second": per_second, **medians([figures(outcome)])}
     return found
+
+
+def _requests_per_second(predictor: Predictor, asked: list[Asked], clients: int) -> float:
+    """Return how many requests like these a row answers in a second, with all clients busy."""
+    outcome = closed_loop(predictor.url, MODEL, asked, clients, 3, stream=False)
+    return len(outcome.answers) / outcome.seconds
 
 
 def saturation(cells: Mapping[str, Any]) -> float:
@@ -237,7 +245,8 @@ def fixed_answers(
         max_tokens=plan.answer_tokens,
         in_flight_max=4096,
     )
-    load = LoadGenerator(config, [item.prompt for item in maker.closed_loop(500, 1)])
+    prompts = maker.closed_loop(round(2 * per_second * plan.open_seconds) + 10, 1)
+    load = LoadGenerator(config, [item.prompt for item in prompts])
     load.start()
     report = load.wait()
     return {
@@ -263,7 +272,7 @@ def measure(plan: Plan, trace: list[Arrival], folder: Path) -> dict[str, Any]:
         maker = PromptMaker(weights / "tokenizer.json")
         closed = closed_loops(plan, running, maker)
         streams = streamed(plan, running, maker)
-        opened = open_loops(plan, running, maker, trace, closed)
+        opened = open_loops(plan, running, maker, trace)
         fixed = fixed_answers(plan, running[FINAL], maker, saturation(closed[FINAL]))
         table = [
             {
