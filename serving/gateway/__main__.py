@@ -11,8 +11,11 @@ from pathlib import Path
 import uvicorn
 
 from core.errors import ConfigurationError, SerinError
+from core.keys import read_key
 from core.settings import Settings
+from observability.audit import Audit
 from serving.gateway.app import Gateway
+from serving.gateway.auditing import GatewayAudit
 from serving.gateway.cache import open_store
 from serving.gateway.config import GatewayConfig, read_config
 from serving.gateway.connection import connection_class
@@ -33,8 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.read()
         store = open_store(config, settings.cache_password.get_secret_value())
         guard = Guard(config.guard, options.home, settings.gateway_keys)
-        gateway = Gateway(config, options.home, store, guard)
         listener = _inherited(options.fd) if options.fd is not None else _bound(options.port)
+        key = read_key(options.home / "control" / "audit.key")
+        audit = Audit(options.home / "audit", "gateway", key, config.audit)
+        recording = GatewayAudit(audit, config.audit.required)
+        gateway = Gateway(config, options.home, store, guard, recording)
     except SerinError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from core.keys import read_key
+from serving.gateway.auditing import GatewayAudit
 from serving.gateway.balancer import Balancer
 from serving.gateway.cache import ResponseCache
 from serving.gateway.cache_store import CacheStore
@@ -48,10 +49,16 @@ class Gateway:
     """
 
     def __init__(
-        self, config: GatewayConfig, home: Path, store: CacheStore | None, guard: Guard
+        self,
+        config: GatewayConfig,
+        home: Path,
+        store: CacheStore | None,
+        guard: Guard,
+        audit: GatewayAudit,
     ) -> None:
         self._config = config
         self._guard = guard
+        self._audit = audit
         self._cache = ResponseCache(store)
         self.balancer = Balancer(config.conversation_key, config.seed)
         self.metrics = Metrics(config.series_max, config.series_keep_seconds)
@@ -75,6 +82,7 @@ class Gateway:
             self.balancer,
             guard,
             self._cache,
+            audit,
             self._admission,
             self.settlement,
             self.metrics,
@@ -100,6 +108,7 @@ class Gateway:
         await receive()
         await self._upstream.start()
         self._guard.start()
+        self._audit.start()
         self._shadow.start()
         self.health.start()
         self._file.watch(self._config.routes_poll_seconds)
@@ -111,6 +120,7 @@ class Gateway:
         await self._upstream.close()
         await self._cache.close()
         await self._guard.close()
+        await self._audit.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -124,12 +134,13 @@ class Gateway:
         scores = scope["path"] in FEEDBACK
         size = self._config.body_bytes_max
         body = Body(self._bodies, min(size, FEEDBACK_BYTES_MAX) if scores else size)
-        address = ""
+        address = key = ""
         try:
             address = self._guard.address(scope, headers)
             if scope["path"] in GENERATING:
                 _require(scope, "POST")
                 caller = self._guard.identify(headers, address)
+                key = caller.key
                 deadline = asyncio.get_running_loop().time() + self._deadline_seconds(headers)
                 if has_body:
                     await self._read(headers, receive, body)
@@ -154,6 +165,8 @@ class Gateway:
                 await reply.refuse(refusal)
         finally:
             body.give_back()
+            if reply.refusal is not None:
+                self._audit.refused(reply.refusal, key, address)
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive, body: Body) -> None:
         """Read a request's body within its bounds. Raises Refusal."""
@@ -196,7 +209,7 @@ class Gateway:
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
         if path == "/metrics":
-            parts = (self.settlement, self._shadow, self._cache, self._guard)
+            parts = (self.settlement, self._shadow, self._cache, self._guard, self._audit)
             more = (line for part in parts for line in part.lines())
             text = self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
             return 200, [(b"content-type", CONTENT_TYPE)], text
@@ -251,6 +264,7 @@ class Gateway:
 
 async def _refuse_and_linger(refusal: Refusal, receive: Receive, reply: Reply) -> None:
     """Send the whole refusal, then read on for a moment before the connection is closed."""
+    reply.refusal = refusal
     length = (b"content-length", str(len(refusal.body)).encode())
     await reply.start(refusal.status, [*refusal.headers, length, *CLOSING])
     await reply.write(refusal.body)

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import ConfigurationError
+from observability.audit import AuditConfig
 from serving.gateway.guard_config import GuardConfig
 
 
@@ -172,6 +173,9 @@ class GatewayConfig(BaseModel):
     )
     guard: GuardConfig = Field(
         default=GuardConfig(), description="keys, bans, long inputs and degradation"
+    )
+    audit: AuditConfig = Field(
+        default=AuditConfig(), description="how answers of the gateway's own are recorded"
     )
     seed: int | None = Field(default=None, description="seed of the draw, for tests only")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from multidict import CIMultiDict
 
+from serving.gateway.auditing import GatewayAudit
 from serving.gateway.balancer import Arm, Balancer, Service
 from serving.gateway.cache import CACHE_HEADER, Asked, ResponseCache, answerer
 from serving.gateway.cache_store import KeptAnswer
@@ -57,6 +58,7 @@ class Handler:
         balancer: Balancer,
         guard: Guard,
         cache: ResponseCache,
+        audit: GatewayAudit,
         admission: Admission,
         settlement: Settlement,
         metrics: Metrics,
@@ -65,6 +67,7 @@ class Handler:
         self._balancer = balancer
         self._guard = guard
         self._cache = cache
+        self._audit = audit
         self._admission = admission
         self._settlement = settlement
         self._metrics = metrics
@@ -100,6 +103,8 @@ class Handler:
         except TimeoutError:
             raise Refusal(504, "the deadline has passed", "deadline_passed") from None
         if kept is not None:
+            request_id = question.reply.common[0][1].decode("ascii")
+            self._audit.given_again(question.caller, request_id, question.body, kept)
             await _give_again(kept, question.reply)
 
     def service(self, model: str) -> Service:

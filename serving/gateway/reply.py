@@ -56,6 +56,7 @@ class Reply:
         "finished",
         "gone",
         "is_event_stream",
+        "refusal",
         "started",
     )
 
@@ -68,6 +69,8 @@ class Reply:
         self.is_event_stream = False
         self.events = 0
         """Events of a stream that were passed on."""
+        self.refusal: Refusal | None = None
+        """The error of the gateway's own that ended it."""
         self.gone = False
         """The client has closed its connection."""
 
@@ -102,6 +105,7 @@ class Reply:
         Before the first byte it is an ordinary answer; a stream of events gets it as its last
         event; anything else is cut, so that the client sees that it is not whole.
         """
+        self.refusal = refusal
         if not self.started:
             await self.whole(refusal.status, refusal.headers, refusal.body)
             return

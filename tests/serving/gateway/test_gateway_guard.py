@@ -9,6 +9,9 @@ import httpx
 import pytest
 from gateway_world import CLIENT, Predictor, World, until
 
+from core.digests import digest_bytes
+from core.keys import read_key
+from observability.audit_segments import find_rows, verify_audit
 from serving.gateway.bans import BanFile
 from serving.gateway.mode import Mode, ModeFile
 from serving.gateway.tokens import hash_token
@@ -149,3 +152,26 @@ def test_a_degraded_busy_gateway_refuses_the_least_important(
     load.stop()
     stable.behave()
     until(lambda: ask(guarded, key="few").status_code == 200)
+
+
+def test_what_the_gateway_answers_itself_is_audited(guarded: World, stable: Predictor) -> None:
+    for _ in range(4):
+        ask(guarded, key="wrong", client="198.51.100.1")
+    first = ask(guarded, temperature=0)
+    again = ask(guarded, temperature=0, client="198.51.100.2")
+    assert again.headers["x-serin-cache"] == "hit"
+    assert guarded.gateway is not None
+    guarded.gateway.terminate()
+    assert guarded.gateway.wait(15) == 0
+    folder = guarded.home / "audit"
+    report = verify_audit(folder, read_key(guarded.home / "control" / "audit.key"))
+    assert report.sound
+    ((_, hit),) = find_rows(folder, again.headers["x-request-id"])
+    assert (hit.kind, hit.key, hit.client) == ("cache_hit", "plenty", "198.51.100.2")
+    assert hit.response_id == first.headers["x-serin-response-id"]
+    assert hit.output_digests == (digest_bytes(again.content),)
+    refused = [row for _, row in find_rows(folder, "") if row.kind == "refusal"]
+    assert {(row.status, row.reason, row.client) for row in refused} == {
+        (401, "unknown_api_key", "198.51.100.1")
+    }
+    assert sum(row.count for row in refused) == 4
