@@ -15,6 +15,7 @@ MANIFEST_NAME = "manifest.json"
 BUILD_NAME = "build.json"
 """What each step of the build took and left, for people: seconds are no part of the identity."""
 MANIFEST_BYTES_MAX = 4 << 20
+ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,9 @@ class BundleManifest:
     """What a predictor loads. `files` maps relative paths to SHA-256; the manifest itself and
     build.json are not in it.
 
-    Folders inside a bundle: `weights/` (merged Hugging Face model and tokenizer, safetensors) and
-    `openvino/` (compiled graph, tokenizer and detokenizer graphs).
+    Folders inside a bundle: `weights/` (merged Hugging Face model and tokenizer, safetensors),
+    `openvino/` (compiled graph, tokenizer and detokenizer graphs) and `adapter/` (the LoRA weights
+    as they were trained).
     """
 
     base_digest: str

@@ -15,7 +15,7 @@ import msgspec
 from core.contracts import Figure
 from core.digests import digest_files, digest_folder
 from core.errors import IntegrityError
-from core.manifests import BUILD_NAME, BundleManifest, write_manifest
+from core.manifests import ADAPTER_FOLDER, BUILD_NAME, BundleManifest, write_manifest
 from training.base import BaseRef, load_model
 from training.batches import load_tokenizer
 from training.config import BundleConfig
@@ -79,6 +79,7 @@ def build_bundle(
         weights = partial / WEIGHTS_FOLDER
         with quiet():
             context_length = _merge(base, adapter, weights)
+        shutil.copytree(adapter.path, partial / ADAPTER_FOLDER)
         merged = BuildStep("merge", time.monotonic() - started, folder_bytes(weights))
         steps = (merged, *compile_graph(config, weights, partial / OPENVINO_FOLDER))
         manifest = BundleManifest(

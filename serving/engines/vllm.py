@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from core.digests import digest_folder, model_digest
 from core.errors import ConfigurationError, IntegrityError, UnavailableError
-from core.manifests import BundleManifest
+from core.manifests import ADAPTER_FOLDER, BundleManifest
 from serving.engines.engine import (
     EngineLoad,
     FinishReason,
@@ -33,8 +33,6 @@ from serving.predictor_config import PredictorConfig
 
 log = logging.getLogger("serin.vllm")
 
-ADAPTER_FOLDER = "adapter"
-"""A bundle's folder with the adapter as it was trained, where the bundle carries one."""
 WARM_UP_TOKENS = 4
 WATCH_SECONDS = 1.0
 CACHE_USAGE = "vllm:kv_cache_usage_perc"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.contracts import Message, Record
-from core.digests import digest_files
+from core.digests import digest_files, digest_folder
 from core.errors import InputError, IntegrityError
 from core.manifests import read_manifest, verify_bundle
 from tests.training.greedy import greedy
@@ -32,7 +32,7 @@ def test_a_bundle_is_named_by_its_content(
     assert files.pop("build.json")
     assert manifest.files == files
     assert manifest.base_digest == base.digest
-    assert manifest.adapter_digest == adapter.digest
+    assert manifest.adapter_digest == adapter.digest == digest_folder(bundle.path / "adapter")
     assert manifest.snapshot_id == "snapshot-1"
     assert manifest.context_length == 256
     assert manifest.settings["kv_cache_precision"] == "u8"
