@@ -75,23 +75,23 @@ class Chain:
     def __init__(self, policy: Policy, links: Sequence[Link]) -> None:
         self.policy = policy
         self.policy_hash = policy.digest
-        self._links = tuple(links)
+        self.links = tuple(links)
 
     @property
     def slow(self) -> bool:
         """Whether a filter may wait: then call it from a thread, not from an event loop."""
-        return any(link.timeout_seconds is not None for link in self._links)
+        return any(link.timeout_seconds is not None for link in self.links)
 
     @property
     def filters(self) -> tuple[str, ...]:
         """The filters' names, in order."""
-        return tuple(link.filter.name for link in self._links)
+        return tuple(link.filter.name for link in self.links)
 
     def check(self, role: Role, text: str, context: Context | None = None) -> Checked:
         """Run the filters until one blocks; redactions of all of them are applied together."""
         context = context or Context()
         verdicts: list[Verdict] = []
-        for link in self._links:
+        for link in self.links:
             if context.direction not in link.directions:
                 continue
             verdicts.append(run_filter(link, role, text, context))
@@ -110,7 +110,7 @@ class Chain:
 
     def close(self) -> None:
         """Let the guards' threads end; calls in work are not waited for."""
-        for link in self._links:
+        for link in self.links:
             if link.threads is not None:
                 link.threads.shutdown(wait=False, cancel_futures=True)
 

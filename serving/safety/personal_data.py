@@ -24,6 +24,7 @@ class PersonalDataFilter:
         self._actions = {type_: action for type_, action in actions.items() if action != "allow"}
         self._config = PiiConfig(types=tuple(sorted(self._actions)), score_min=score_min)
         self._local = threading.local()
+        self._scanner()  # compiles the patterns now, not at the first text
 
     def check(self, role: Role, text: str, context: Context) -> Decision:
         """Find the types that the policy names; the strictest action among them counts."""

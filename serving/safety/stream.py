@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from serving.safety.chain import Chain, Checked, Verdict
-from serving.safety.decisions import Context, Decision, Edit
+from serving.safety.decisions import SEVERITY, Action, Context, Decision, Edit
 
 SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[。！？…]+[”’」』）]*|\n")
 
@@ -34,6 +34,17 @@ class OutputGuard:
         """The strictest verdict of each filter so far; of equal ones the first."""
         self.released_characters = 0
         self.scanned_characters = 0
+
+    @property
+    def held_characters(self) -> int:
+        """How much text waits to leave."""
+        return len(self._held)
+
+    @property
+    def action(self) -> Action:
+        """The strictest that any check so far decided."""
+        actions = (verdict.decision.action for verdict in self.verdicts.values())
+        return max(actions, key=SEVERITY.__getitem__, default="allow")
 
     def feed(self, delta: str, ended: bool = False) -> Release:
         """Take new text; return what may leave. After a block nothing leaves any more."""
@@ -94,7 +105,7 @@ class OutputGuard:
 
 
 def _rank(verdict: Verdict) -> tuple[int, float]:
-    return ("allow", "redact", "block").index(verdict.decision.action), verdict.decision.score
+    return SEVERITY[verdict.decision.action], verdict.decision.score
 
 
 def _edited(text: str, edits: tuple[Edit, ...], start: int, end: int) -> str:
