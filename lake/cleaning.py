@@ -5,6 +5,7 @@ Knows nothing of files or tables; what a valid row is, the record contract decid
 
 import hashlib
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,34 +17,24 @@ import msgspec
 from core.contracts import Message
 from core.digests import digest_json
 from lake.config import FieldMapping
+from privacy.pii import Scanner, redacted
 
 SLICE_DEFAULT = "all"
 EPOCH_SECONDS_MIN, EPOCH_MILLISECONDS_MIN = 1e8, 1e11
 RECORD_ID_LENGTH = 32
 HASH_BYTES = 8
-DIGITS_MIN = 7
-"""Shortest phone number that is looked for: texts with fewer digits and no @ are left alone."""
-CARD_DIGITS_MIN = 13
 CONTROL = {ord(c): None for c in map(chr, [*range(32), *range(127, 160)]) if c not in "\n\t"}
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 KANA = re.compile(r"[\u3040-\u30ff]")
 HANGUL = re.compile(r"[\uac00-\ud7af]")
 CYRILLIC = re.compile(r"[\u0400-\u04ff]")
-EDGE, END = r"(?<![0-9A-Za-z_])", r"(?![0-9A-Za-z_])"
-EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}+@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}"
-    + END
-)
-CARD = re.compile(EDGE + r"[2-6]\d{3}(?:[ -]?\d){9,15}" + END)
-PHONES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"(?<![0-9A-Za-z_+])(?:\+|00)[1-9](?:[ ().-]{0,2}\d){7,14}" + END,
-        r"(?<![0-9A-Za-z_-])(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![0-9A-Za-z_-])",
-        EDGE + r"1[3-9]\d(?:[ -]?\d{4}){2}" + END,
-        EDGE + r"0\d{2,3}[ -]\d{7,8}" + END,
-    )
-)
+KINDS = {
+    "EMAIL_ADDRESS": "EMAIL",
+    "PHONE_NUMBER": "PHONE",
+    "CREDIT_CARD": "CARD",
+    "CN_BANK_CARD": "CARD",
+}
+_own = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,68 +149,23 @@ def held_out(record_id: str, share: float) -> bool:
 
 
 def scrub(text: str) -> str:
-    """Replace e-mail addresses, card numbers (Luhn-checked) and phone numbers by their kind.
+    """Replace sensitive data by its kind: [EMAIL], [PHONE], [CARD], else the entity type.
 
-    Full-width digits and zero-width characters are seen through; all else stays as it was.
+    What is found, and how hidden it may be, privacy/pii.py says; all else stays as it was.
     """
-    folded, places = _folded(text)
-    if "@" not in folded and sum(character.isdigit() for character in folded) < DIGITS_MIN:
-        return text
-    spans: list[tuple[int, int, str]] = [
-        (match.start(), match.end(), "[EMAIL]") for match in EMAIL.finditer(folded)
-    ]
-    for match in CARD.finditer(folded):
-        length = _card_length(match.group())
-        spans += [(match.start(), match.start() + length, "[CARD]")] if length else []
-    for pattern in PHONES:
-        spans += [(match.start(), match.end(), "[PHONE]") for match in pattern.finditer(folded)]
-    pieces, end = [], 0
-    for start, stop, kind in sorted(spans):
-        first, last = (places[start], places[stop - 1] + 1) if places else (start, stop)
-        if first >= end:
-            pieces += [text[end:first], kind]
-            end = last
-    return "".join([*pieces, text[end:]])
+    return redacted(text, _scanner().scan(text), _kind)
 
 
-def luhn(number: str) -> bool:
-    """Tell whether the digits of `number` pass the Luhn check (ISO/IEC 7812-1)."""
-    digits = [int(character) for character in number if character.isdigit()]
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
-    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+def _kind(type_: str, value: str) -> str:
+    return f"[{KINDS.get(type_, type_)}]"
 
 
-def _card_length(candidate: str) -> int:
-    """Return how much of `candidate` is a card number: all, or whole groups from its start."""
-    while sum(character.isdigit() for character in candidate) >= CARD_DIGITS_MIN:
-        if luhn(candidate):
-            return len(candidate)
-        shorter = re.match(r"(.*)[ -]", candidate)
-        if shorter is None:
-            break
-        candidate = shorter[1]
-    return 0
-
-
-def _folded(text: str) -> tuple[str, list[int]]:
-    """Return the text in NFKC without format characters, and each character's place in `text`.
-
-    The places are empty where folding changed nothing that matters.
-    """
-    if text.isascii():
-        return text, []
-    whole = unicodedata.normalize("NFKC", text)
-    if "@" not in whole and sum(character.isdigit() for character in whole) < DIGITS_MIN:
-        return whole, []
-    folded: list[str] = []
-    places: list[int] = []
-    for place, character in enumerate(text):
-        if unicodedata.category(character) == "Cf":
-            continue
-        for part in unicodedata.normalize("NFKC", character):
-            folded.append(part)
-            places.append(place)
-    return "".join(folded), places
+def _scanner() -> Scanner:
+    """Return this thread's scanner: one cannot be shared between threads."""
+    if not hasattr(_own, "scanner"):
+        _own.scanner = Scanner()
+    scanner: Scanner = _own.scanner
+    return scanner
 
 
 def _decoded(text: str) -> Any:

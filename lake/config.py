@@ -101,7 +101,7 @@ class IngestConfig(BaseModel):
         default=50, ge=1, description="fewer new training rows end the run as not enough data"
     )
     scrub: bool = Field(
-        default=True, description="replace e-mails, phone and card numbers before storing"
+        default=True, description="replace sensitive data by its kind before storing"
     )
     batch_rows: int = Field(default=5000, ge=1, description="most rows held at once")
     batch_bytes_max: int = Field(

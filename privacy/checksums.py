@@ -1,6 +1,7 @@
 """Check digits of numbers that people and payments carry; knows nothing of texts."""
 
 import hashlib
+import re
 from datetime import date
 
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -10,6 +11,8 @@ BECH32_GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 BECH32_CONSTANTS = (1, 0x2BC830A3)
 CN_ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 CN_ID_CHECK = "10X98765432"
+DOUBLED = str.maketrans("0123456789", "0246813579")
+"""Twice a digit, its own digits added."""
 MRZ_WEIGHTS = (7, 3, 1)
 IBAN_LENGTHS = {
     "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22,
@@ -28,9 +31,8 @@ IBAN_LENGTHS = {
 
 def luhn(number: str) -> bool:
     """Tell whether the digits of `number` pass the Luhn check (ISO/IEC 7812-1)."""
-    digits = [int(character) for character in number if "0" <= character <= "9"]
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
-    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+    digits = re.sub("[^0-9]", "", number)
+    return sum(map(int, digits[-1::-2] + digits[-2::-2].translate(DOUBLED))) % 10 == 0
 
 
 def iban(number: str) -> bool:

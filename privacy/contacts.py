@@ -120,7 +120,7 @@ UNNAMED = re.compile(r"0[1-9]\d{8,9}(?!\d)|01[567]\d{9}(?!\d)")
 """Undivided national numbers that need no word for a phone: trunk zero, a usual length."""
 REGIONS = ("US", "GB", "DE", "CN", "FR")
 EXTENSION_START = re.compile(r"[ ,;]{0,2}(?:x|e|d|#|转|分机)", re.IGNORECASE)
-SSN_FORM = re.compile(r"\d{3}-\d{2}-\d{4}$")
+SSN_FORM = re.compile(r"\d{3}([ -])\d{2}\1\d{4}$")
 PHONE_DIGITS_MIN = 7
 
 
@@ -203,36 +203,30 @@ def _ending(address: str) -> str:
 
 
 def _possible(value: str) -> bool:
-    import phonenumbers
-
+    """Tell whether a number with its country code has a length that the country uses."""
     main = EXTENSION_START.split(value)[0].replace("(0)", "")
     digits = digits_of(main)
     international = "+" in main
     number = "+" + (digits if international else digits[2:])
-    try:
-        parsed = phonenumbers.parse(number)
-    except phonenumbers.NumberParseException:
-        return False
     if not international and len(digits) == len(main):
-        return bool(phonenumbers.is_valid_number(parsed))
-    if phonenumbers.is_possible_number(parsed):
-        return True
-    # A trunk zero that was left standing, as in +49 030 1234567.
-    return bool(
-        phonenumbers.is_possible_number(phonenumbers.parse(re.sub(r"^(\+\d\d)0", r"\1", number)))
-    )
+        return _parses(number, strictly=True)
+    # A trunk zero may have been left standing, as in +49 030 1234567.
+    return _parses(number) or _parses(re.sub(r"^(\+\d\d)0", r"\1", number))
 
 
 def _valid(digits: str) -> bool:
+    return any(_parses(digits, region, strictly=True) for region in REGIONS)
+
+
+def _parses(number: str, region: str | None = None, strictly: bool = False) -> bool:
     import phonenumbers
 
-    for region in REGIONS:
-        try:
-            if phonenumbers.is_valid_number(phonenumbers.parse(digits, region)):
-                return True
-        except phonenumbers.NumberParseException:
-            continue
-    return False
+    try:
+        parsed = phonenumbers.parse(number, region)
+    except phonenumbers.NumberParseException:
+        return False
+    test = phonenumbers.is_valid_number if strictly else phonenumbers.is_possible_number
+    return bool(test(parsed))
 
 
 DETECTORS = (

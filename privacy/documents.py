@@ -46,7 +46,7 @@ PLATE_CN = re.compile(
 )
 PLATE_GB = re.compile(EDGE + r"[A-HJ-PR-Y][A-HJ-PR-Y][0-9]{2}[ ]?[A-HJ-PR-Z]{3}" + END)
 PLATE_DE = re.compile(
-    r"(?<![0-9A-Za-zÄÖÜäöüß_-])[A-ZÄÖÜ]{1,3}[ -]{1,3}[A-Z]{1,2}[ -]?[1-9]\d{0,3}[EH]?(?![0-9A-Za-z_-])"
+    r"(?<![0-9A-Za-zÄÖÜäöüß_-])[A-ZÄÖÜ][A-ZÄÖÜa-zäöü]{0,2}[ -]{1,3}[A-Z]{1,2}[ -]?[1-9]\d{0,3}[EH]?(?![0-9A-Za-z_-])"
 )
 PLATE_ANY = re.compile(
     EDGE

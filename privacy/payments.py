@@ -27,6 +27,7 @@ BRANDS = re.compile(
     r"|(?:30[0-5]\d|3095|36\d\d|3[89]\d\d)\d{10,15}$"  # Diners Club
     r"|35\d{14,17}$|(?:2131|1800)\d{11}$"  # JCB
     r"|(?:50|5[6-8]|67)\d{10,17}$|(?:6304|6390)\d{8,15}$"  # Maestro
+    r"|62\d{14,17}$"  # UnionPay
     r"|220[0-4]\d{12,15}$|9792\d{12}$"  # Mir, Troy
     r"|(?:60|81|82|508)\d{13,14}$"  # RuPay
 )
@@ -34,6 +35,9 @@ CARD_WORDS = words(
     r"\bcard\b", r"\bcredit", r"\bdebit", r"\bvisa\b", r"master ?card", r"\bamex\b", r"kredit",
     r"karte\b", r"卡号", r"银行卡", r"信用卡", r"储蓄卡", r"借记卡", r"账号", r"account",
 )  # fmt: skip
+SEPARATORS = re.compile("[ .-]")
+PLAUSIBLE = re.compile("[234569]|1[ .-]?8|8[ .-]?[12]")
+"""How cards of the issuers start; what starts otherwise needs a word for a card."""
 UNIONPAY_PREFIX = "62"
 MONERO_LENGTH = 95
 IBAN = re.compile(
@@ -61,19 +65,18 @@ def check_card(match: "re.Match[str]") -> Found | None:
     end = start + len(candidate)
     if text[end : end + 1].isdigit():
         candidate = _shorter(candidate)
-    if otherwise_named(match, start):
+    plausible = PLAUSIBLE.match(candidate) is not None
+    named = CARD_WORDS.search(before(match, start, 32)) is not None
+    if not (plausible or named) or otherwise_named(match, start):
         return None
     while candidate:
-        digits = digits_of(candidate)
+        digits = SEPARATORS.sub("", candidate)
         if len(digits) < CARD_DIGITS_MIN:
             return None
-        if luhn(digits) and len(set(digits)) > 1:
+        known = plausible and BRANDS.match(digits) is not None
+        if (known or named) and luhn(digits) and len(set(digits)) > 1:
             end = start + len(candidate)
-            known = BRANDS.match(digits) or (
-                digits.startswith(UNIONPAY_PREFIX) and len(digits) >= 16
-            )
-            named = known or CARD_WORDS.search(before(match, start, 32))
-            if named and not re.match(r"[A-Za-z_]|\.\d", text[end : end + 2]):
+            if not re.match(r"[A-Za-z_]|\.\d", text[end : end + 2]):
                 return start, end, 0.95 if known else 0.75
         candidate = _shorter(candidate)
     return None
@@ -142,7 +145,7 @@ def _shorter(candidate: str) -> str:
 
 DETECTORS = (
     Detector("CREDIT_CARD", (r"\d([ .-]?\d){11}",), CARD, check_card, 48, 32),
-    Detector("CN_BANK_CARD", (r"\d([ .-]?\d){15}",), CARD, check_bank_card, 48, 32),
+    Detector("CN_BANK_CARD", (r"6[ .-]?2([ .-]?\d){15}", "银行卡", "储蓄卡", "借记卡"), CARD, check_bank_card, 48, 64),
     Detector(
         "IBAN_CODE", (r"\b[a-z]{2}[ -]?\d[ -]?\d([ -]?[a-z0-9]){11}",
                       r"n[a-z]{2}\d\d([ -]?[a-z0-9]){11}"), IBAN, check_iban, 40, 64,

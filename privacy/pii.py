@@ -7,13 +7,15 @@ import functools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from privacy import contacts, credentials, documents, names, networks, payments, places
 from privacy.detectors import Detector
-from privacy.folding import CodePage, Folded, fold
+from privacy.folding import CodePage, fold
 from privacy.operators import Operator, replace
 
 DETECTORS: tuple[Detector, ...] = (
@@ -106,35 +108,31 @@ class Scanner:
         return redacted(text, spans, operator), spans
 
     def _scan_group(self, texts: Sequence[str]) -> list[list[Span]]:
-        folded = [fold(text, self._engine.page) for text in texts]
-        whole = folded[0]
-        if len(texts) > 1:
-            joined = SEPARATOR.join(item.text for item in folded)
-            whole = Folded(joined, b"\0".join(item.buffer for item in folded), None)
+        joined = SEPARATOR.join(texts)
+        folded = fold(joined, self._engine.page)
         hits: list[tuple[int, int]] = []
         self._engine.database.scan(
-            whole.buffer,
+            folded.buffer,
             match_event_handler=lambda found, start, end, flags, kept: hits.append((found, end)),
             scratch=self._scratch,
         )
         found: list[list[Span]] = [[] for _ in texts]
         if not hits:
             return found
-        starts, offset = [], 0
-        for item in folded:
-            starts.append(offset)
-            offset += len(item.text) + 1
-        for detector, first, last in self._windows(hits, starts, len(whole.text)):
-            for match in detector.pattern.finditer(whole.text, first, last):
+        starts = list(accumulate((len(text) + 1 for text in texts[:-1]), initial=0))
+        places = folded.places
+        inner = starts if places is None else np.searchsorted(places, starts).tolist()
+        for detector, first, last in self._windows(hits, inner, len(folded.text)):
+            for match in detector.pattern.finditer(folded.text, first, last):
                 accepted = detector.check(match)
                 if accepted is None or accepted[2] < self._config.score_min:
                     continue
-                index = bisect_right(starts, accepted[0]) - 1
-                start, end = accepted[0] - starts[index], accepted[1] - starts[index]
-                places = folded[index].places
+                start, end, score = accepted
                 if places is not None:
                     start, end = int(places[start]), int(places[end - 1]) + 1
-                found[index].append(Span(detector.type, start, end, accepted[2]))
+                index = bisect_right(starts, start) - 1
+                offset = starts[index]
+                found[index].append(Span(detector.type, start - offset, end - offset, score))
         return found
 
     def _windows(

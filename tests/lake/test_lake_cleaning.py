@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.contracts import Message
-from lake.cleaning import clean, held_out, language_of, luhn, normalise, scrub, shape
+from lake.cleaning import clean, held_out, language_of, normalise, scrub, shape
 from lake.sources import FieldMapping
 
 
@@ -56,12 +56,6 @@ def test_scrubbing_hostile_text_takes_linear_time(piece: str) -> None:
 def test_scrubbing_twice_changes_nothing_more(text: str) -> None:
     once = scrub(text)
     assert scrub(once) == once
-
-
-def test_luhn_knows_published_test_numbers() -> None:
-    assert luhn("378282246310005")
-    assert luhn("6011111111111117")
-    assert not luhn("4111111111111112")
 
 
 def test_normalising_keeps_line_breaks_and_drops_control_characters() -> None:
