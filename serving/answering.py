@@ -1,7 +1,7 @@
-"""From a checked job to pieces of its answers: encode, wait for a slot, generate, count.
+"""From a checked job to pieces of its answers: encode, screen, wait for a slot, generate, guard.
 
 Every prompt enters through `Answering.prepare` and every piece leaves through `Answering.answer`:
-one place for what comes in, one for what goes out. Knows no HTTP.
+one place for what comes in, one for what goes out; both pass the safety chain. Knows no HTTP.
 """
 
 import asyncio
@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from core.errors import InputError, UnavailableError
 from serving.admission import Admission
-from serving.api_errors import ApiError, deadline_passed, engine_failed
+from serving.api_errors import ApiError, blocked, deadline_passed, engine_failed
 from serving.engines.engine import Engine, GenerationRequest, Piece, Prompt
 from serving.predictor_metrics import PredictorMetrics
 from serving.protocol import Job
+from serving.safety.gate import ChoiceGuard, Gate, Screened
 
 INLINE_CHARACTERS_MAX = 4096
 """Longer prompts are encoded in a thread, so that other requests go on meanwhile."""
@@ -23,9 +24,13 @@ INLINE_CHARACTERS_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job whose prompts are encoded and known to fit. Times from time.perf_counter()."""
+    """A job whose prompts passed the safety chain, are encoded and known to fit.
+
+    Times from time.perf_counter().
+    """
 
     job: Job
+    screened: Screened
     prompt_ids: tuple[tuple[int, ...], ...]
     arrived_seconds: float
     deadline_seconds: float
@@ -43,44 +48,70 @@ class Prepared:
 
 
 class Answering:
-    """One engine behind one bounded queue."""
+    """One engine behind one bounded queue and one gate."""
 
-    def __init__(self, engine: Engine, admission: Admission, metrics: PredictorMetrics) -> None:
+    def __init__(
+        self, engine: Engine, admission: Admission, metrics: PredictorMetrics, gate: Gate
+    ) -> None:
         self._engine = engine
+        self._gate = gate
         self._admission = admission
         self._metrics = metrics
 
     async def prepare(self, job: Job, arrived_seconds: float, deadline_seconds: float) -> Prepared:
-        """Encode the prompts. Raises ApiError 400 for one that does not fit the context."""
-        rows = [await self._encode(prompt) for prompt in job.prompts]
-        for row in rows:
-            self._check_length(len(row), job.chat)
-        return Prepared(job, tuple(rows), arrived_seconds, deadline_seconds)
+        """Encode and screen the prompts.
+
+        Raises ApiError 400 for one that does not fit the context, or that the policy blocks.
+        """
+        rows = await self._rows(job)  # first, so that the chain reads no more than the model could
+        screened = await self._gate.screen(job.prompts)
+        if screened.blocked is not None:
+            raise blocked(screened.blocked.category, screened.policy_hash, job.chat)
+        if screened.prompts != job.prompts:
+            job = replace(job, prompts=screened.prompts)
+            rows = await self._rows(job)
+        return Prepared(job, screened, rows, arrived_seconds, deadline_seconds)
 
     async def answer(self, prepared: Prepared) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Yield (choice index, piece) as they come; closing it early frees every slot.
+        """Yield (choice index, piece) once they are checked; closing it early frees every slot.
 
         Raises ApiError: 429 queue full, 503 engine failed, 504 too late.
         """
         requests = self._requests(prepared)
+        choices = prepared.job.choices
+        guards = [self._gate.guard(prepared.screened, at // choices) for at in range(len(requests))]
+        stopped: set[int] = set()
         first = True
         try:
-            async with aclosing(self._pieces(requests)) as pieces:
+            async with aclosing(self._pieces(requests, stopped)) as pieces:
                 ends_at = prepared.ends_at
-                while True:
+                while len(stopped) < len(requests):
                     async with asyncio.timeout_at(ends_at):
                         item = await anext(pieces, None)
-                    if item is None:
-                        return
+                        if item is None:
+                            return
+                        index, piece = item
+                        passed = await _guarded(guards[index], piece)
                     if first:
                         first = False
-                        seconds = item[1].first_token_seconds - prepared.arrived_seconds
+                        seconds = piece.first_token_seconds - prepared.arrived_seconds
                         self._metrics.first_token(seconds)
-                    yield item
+                    if index in stopped:
+                        continue
+                    if passed.finish_reason == "content_filter":
+                        stopped.add(index)
+                    if passed.text or passed.finish_reason is not None:
+                        yield index, passed
         except TimeoutError as error:
             raise deadline_passed(prepared.deadline_seconds) from error
         except UnavailableError as error:
             raise engine_failed(str(error)) from error
+
+    async def _rows(self, job: Job) -> tuple[tuple[int, ...], ...]:
+        rows = [await self._encode(prompt) for prompt in job.prompts]
+        for row in rows:
+            self._check_length(len(row), job.chat)
+        return tuple(rows)
 
     async def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         texts = (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
@@ -116,7 +147,7 @@ class Answering:
         return made
 
     async def _pieces(
-        self, requests: list[GenerationRequest]
+        self, requests: list[GenerationRequest], stopped: set[int]
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         async with self._admission.slots(len(requests)):
             if len(requests) == 1:
@@ -124,19 +155,21 @@ class Answering:
                     async for piece in pieces:
                         yield 0, piece
                 return
-            async with aclosing(self._side_by_side(requests)) as several:
+            async with aclosing(self._side_by_side(requests, stopped)) as several:
                 async for item in several:
                     yield item
 
     async def _side_by_side(
-        self, requests: list[GenerationRequest]
+        self, requests: list[GenerationRequest], stopped: set[int]
     ) -> AsyncGenerator[tuple[int, Piece], None]:
-        """Merge several answers' pieces in order of arrival."""
+        """Merge several answers' pieces in order of arrival; a stopped one is generated no more."""
         merged: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
 
         async def read(index: int) -> None:
             async with aclosing(self._engine.generate(requests[index])) as pieces:
                 async for piece in pieces:
+                    if index in stopped:
+                        return
                     merged.put_nowait((index, piece))
 
         tasks = [asyncio.create_task(read(index)) for index in range(len(requests))]
@@ -157,3 +190,11 @@ class Answering:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _guarded(guard: ChoiceGuard, piece: Piece) -> Piece:
+    """Return what may leave of a piece; a blocked answer ends with nothing more of it."""
+    release = await guard.feed(piece.text, piece.finish_reason is not None)
+    if release.blocked is not None:
+        return replace(piece, text="", finish_reason="content_filter")
+    return replace(piece, text=release.text)

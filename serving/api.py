@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +15,7 @@ from starlette.responses import Response
 
 from serving.answering import Answering, Prepared
 from serving.answers import DONE, AnswerForm, Choice, model_card
-from serving.api_errors import ApiError, draining, model_not_found
+from serving.api_errors import ApiError, draining, model_not_found, safety_headers
 from serving.connections import (
     CLIENT_GONE_STATUS,
     ClientGone,
@@ -29,6 +30,7 @@ from serving.openapi import DEADLINE_HEADER, JSON, RESPONSE_ID_HEADER, describe
 from serving.predictor_config import PredictorConfig
 from serving.predictor_metrics import PredictorMetrics
 from serving.protocol import Job, parse_chat, parse_text
+from serving.safety.gate import Gate
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -47,8 +49,10 @@ class PredictorApi:
         answering: Answering,
         metrics: PredictorMetrics,
         lifecycle: Lifecycle,
+        gate: Gate,
     ) -> None:
         self._identity = identity
+        self._gate = gate
         self._config = config
         self._answering = answering
         self._metrics = metrics
@@ -88,8 +92,9 @@ class PredictorApi:
         return Response(msgspec.json.encode(model_card(name, self._created)), media_type=JSON)
 
     async def identity(self) -> Response:
-        """GET /serin/identity: which bundle this process answers with."""
-        return Response(msgspec.json.encode(self._identity), media_type=JSON)
+        """GET /serin/identity: which bundle this process answers with, under which policy."""
+        now = replace(self._identity, policy_hash=self._gate.policy_hash)
+        return Response(msgspec.json.encode(now), media_type=JSON)
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""
@@ -110,7 +115,7 @@ class PredictorApi:
                 return await self._stream(request, prepared, form, ending)
             answer = await unless_gone(request.receive, self._whole(prepared, form))
             ending.finish("ok")
-            return Response(answer, media_type=JSON)
+            return answer
         except ApiError as error:
             ending.finish(error.outcome)
             return error_response(error)
@@ -124,32 +129,42 @@ class PredictorApi:
             ending.finish("error")
             raise
 
-    async def _whole(self, prepared: Prepared, form: AnswerForm) -> bytes:
+    async def _whole(self, prepared: Prepared, form: AnswerForm) -> Response:
         job = prepared.job
         choices = [Choice() for _ in range(len(job.prompts) * job.choices)]
         async with aclosing(self._answering.answer(prepared)) as pieces:
             async for index, piece in pieces:
                 choices[index].add(piece)
         self._metrics.tokens(prepared.prompt_tokens, sum(choice.tokens for choice in choices))
-        return form.whole(choices, prepared.prompt_tokens)
+        held_back = sum(choice.finish_reason == "content_filter" for choice in choices)
+        headers = safety_headers(prepared.screened.policy_hash, held_back)
+        body = form.whole(choices, prepared.prompt_tokens)
+        return Response(body, headers=headers, media_type=JSON)
 
     async def _stream(
         self, request: Request, prepared: Prepared, form: AnswerForm, ending: Ending
     ) -> Response:
-        events = self._events(prepared, form)
+        held_back: set[int] = set()
+        events = self._events(prepared, form, held_back)
         try:
             first = await unless_gone(request.receive, _next(events))
         except BaseException:
             await events.aclose()
             raise
-        return EventStream(first, events, prepared.ends_at, ending)
+        headers = safety_headers(prepared.screened.policy_hash, len(held_back))
+        return EventStream(first, events, prepared.ends_at, ending, headers)
 
-    async def _events(self, prepared: Prepared, form: AnswerForm) -> AsyncGenerator[bytes, None]:
+    async def _events(
+        self, prepared: Prepared, form: AnswerForm, held_back: set[int]
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the answer's events; notes in `held_back` which choices were blocked so far."""
         tokens: dict[int, int] = {}
         async with aclosing(self._answering.answer(prepared)) as pieces:
             async for index, piece in pieces:
                 opening = b"" if index in tokens else form.opening(index)
                 tokens[index] = piece.completion_tokens
+                if piece.finish_reason == "content_filter":
+                    held_back.add(index)
                 yield opening + form.piece(index, piece)
         completion_tokens = sum(tokens.values())
         self._metrics.tokens(prepared.prompt_tokens, completion_tokens)

@@ -4,11 +4,16 @@
 504: the deadline passed; the time was ours, so it is not 408.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from core.errors import SerinError
 
 RETRY_AFTER_SECONDS = 1
+POLICY_HEADER = "x-serin-policy"
+BLOCKED_HEADER = "x-serin-blocked"
+"""How many prompts or choices the safety chain held back, as far as known when headers leave."""
 
 
 class ApiError(SerinError):
@@ -22,6 +27,7 @@ class ApiError(SerinError):
         param: str | None = None,
         kind: str = "invalid_request_error",
         outcome: str = "client_error",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -29,11 +35,13 @@ class ApiError(SerinError):
         self.param = param
         self.kind = kind
         self.outcome = outcome
+        self._headers = dict(headers or {})
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to the status."""
-        return {"retry-after": str(RETRY_AFTER_SECONDS)} if self.status in (429, 503) else {}
+        """Headers that belong to the status, and the error's own."""
+        retry = {"retry-after": str(RETRY_AFTER_SECONDS)} if self.status in (429, 503) else {}
+        return {**retry, **self._headers}
 
     def body(self) -> bytes:
         """Return the JSON body that OpenAI's clients understand."""
@@ -55,6 +63,22 @@ def model_not_found(name: str, known: tuple[str, ...]) -> ApiError:
         code="model_not_found",
         param="model",
     )
+
+
+def blocked(category: str, policy_hash: str, chat: bool) -> ApiError:
+    """The safety policy forbids to answer this; which words it was stays unsaid."""
+    return ApiError(
+        f"The safety policy holds this request back (category {category}).",
+        code="content_filter",
+        param="messages" if chat else "prompt",
+        outcome="blocked",
+        headers=safety_headers(policy_hash, 1),
+    )
+
+
+def safety_headers(policy_hash: str, held_back: int) -> dict[str, str]:
+    """Return the headers that tell which policy checked an answer, and how much it held back."""
+    return {POLICY_HEADER: policy_hash, BLOCKED_HEADER: str(held_back)}
 
 
 def queue_full(waiting: int) -> ApiError:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -88,9 +88,15 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, first: bytes, events: AsyncGenerator[bytes, None], ends_at: float, ending: Ending
+        self,
+        first: bytes,
+        events: AsyncGenerator[bytes, None],
+        ends_at: float,
+        ending: Ending,
+        headers: Mapping[str, str],
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        plain = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(headers={**plain, **headers})
         del self.headers["content-length"]
         self._first = first
         self._events = events

@@ -201,7 +201,7 @@ def _answered(kind: str, content: Schema) -> Schema:
         "index": COUNT,
         **content,
         "logprobs": {"type": "null"},
-        "finish_reason": {"enum": ["stop", "length"]},
+        "finish_reason": {"enum": ["stop", "length", "content_filter"]},
     }
     counts = ("prompt_tokens", "completion_tokens", "total_tokens")
     return _object(

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from core.errors import ConfigurationError, IntegrityError, SerinError, UnavailableError
@@ -26,6 +27,11 @@ from serving.lifecycle import Identity, Lifecycle
 from serving.model_server import Site, bind, build_model, build_server
 from serving.predictor_config import PredictorConfig, read_config
 from serving.predictor_metrics import PredictorMetrics
+from serving.safety.active import policy_folder
+from serving.safety.chain import Verdict
+from serving.safety.decisions import Action, Direction
+from serving.safety.gate import Gate
+from serving.safety.policy_store import PolicyStore
 
 log = logging.getLogger("serin.predictor")
 
@@ -92,6 +98,7 @@ def run(given: argparse.Namespace) -> int:
         engine=given.engine or settings.engine,
         pid=os.getpid(),
     )
+    store = PolicyStore(Path(config.policy_folder or policy_folder(settings.home)))
     engine = make_engine(identity, given.bundle, manifest, config, settings)
     listener = bind(given.host, given.http_port)  # listens only once the engine is warm
     engine.start()
@@ -106,12 +113,24 @@ def run(given: argparse.Namespace) -> int:
     metrics = PredictorMetrics(identity.model_version)
     admission = Admission(config.concurrency_for(manifest), config.queue_requests_max)
     metrics.watch(lambda: admission.waiting, lambda: admission.running, engine.load)
-    answering = Answering(engine, admission, metrics)
-    api = PredictorApi(identity, config, answering, metrics, site.lifecycle)
+    metrics.watch_policy(lambda: store.refusal is not None)
+    gate = Gate(store, partial(count_checked, metrics))
+    answering = Answering(engine, admission, metrics, gate)
+    api = PredictorApi(identity, config, answering, metrics, site.lifecycle, gate)
     server = build_server(site, api)
+    store.start()
     server.start([build_model(identity.model_name, engine, site.lifecycle)])
+    store.stop()
     engine.stop()
     return ENGINE_DIED if site.failed else 0
+
+
+def count_checked(
+    metrics: PredictorMetrics, direction: Direction, action: Action, verdicts: Sequence[Verdict]
+) -> None:
+    """Count what the safety chain decided of one text, and which filters failed on it."""
+    failed = [verdict.filter for verdict in verdicts if verdict.failed]
+    metrics.checked(direction, action, failed)
 
 
 def make_engine(

@@ -56,6 +56,10 @@ class PredictorConfig(BaseModel):
     batched_tokens_max: int | None = Field(
         default=None, ge=16, description="tokens per step; empty: openvino as the bundle says"
     )
+    policy_folder: str = Field(
+        default="",
+        description="folder whose policy.yaml is obeyed and watched; empty: policy below the home",
+    )
     vllm: VllmConfig = Field(
         default=VllmConfig(), description="the vllm engine; as a variable, one JSON object"
     )

@@ -1,6 +1,6 @@
 """The predictor's Prometheus metrics: one registry, the model version on every series."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,7 +16,9 @@ from core.contracts import LATENCY_BUCKETS_SECONDS
 from serving.engines.engine import EngineLoad
 
 LABEL = "model_version"
-OUTCOMES = ("ok", "client_error", "refused", "expired", "cancelled", "error")
+OUTCOMES = ("ok", "client_error", "blocked", "refused", "expired", "cancelled", "error")
+DIRECTIONS = ("input", "output")
+ACTIONS = ("allow", "redact", "block")
 
 
 class PredictorMetrics:
@@ -34,6 +36,15 @@ class PredictorMetrics:
         tokens = "Tokens of prompts answered", "Tokens generated"
         self._prompt_tokens = self._counter("prompt_tokens", tokens[0]).labels(model_version)
         self._completion_tokens = self._counter("generated_tokens", tokens[1]).labels(model_version)
+        checked = self._counter("checked_texts", "Texts by safety decision", "direction", "action")
+        self._checked = {
+            (direction, action): checked.labels(model_version, direction, action)
+            for direction in DIRECTIONS
+            for action in ACTIONS
+        }
+        self._filter_failures = self._counter(
+            "filter_failures", "Safety filters that failed or were late", "filter"
+        )
 
     def watch(
         self,
@@ -47,6 +58,17 @@ class PredictorMetrics:
         self._gauge("engine_answers", "Answers inside the engine", lambda: load().answers)
         usage = "Share of the KV cache in use"
         self._gauge("cache_usage_ratio", usage, lambda: load().cache_usage)
+
+    def watch_policy(self, refused: Callable[[], bool]) -> None:
+        """Read when somebody scrapes whether the last change of the policy was refused."""
+        text = "1 while the policy's last change is refused and the one before stays in force"
+        self._gauge("policy_refused", text, lambda: float(refused()))
+
+    def checked(self, direction: str, action: str, failed: Iterable[str]) -> None:
+        """Count a text that the safety chain judged, and the filters that failed on it."""
+        self._checked[direction, action].inc()
+        for name in failed:
+            self._filter_failures.labels(self._version, name).inc()
 
     def finished(self, outcome: str, seconds: float) -> None:
         """Count a request. Only answers and our own failures enter the latency histogram."""

@@ -6,7 +6,8 @@ from typing import Literal, Protocol
 
 from core.contracts import Message
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
+"""Engines give the first two; the last one ends an answer that the safety chain held back."""
 Prompt = tuple[Message, ...] | str
 """The turns of a conversation, or raw text to go on from."""
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from core.contracts import Message, Role
 from serving.engines.engine import Prompt
 from serving.safety.chain import Chain, Checked, Verdict
-from serving.safety.decisions import Context, Decision, Direction
+from serving.safety.decisions import Action, Context, Decision, Direction
 from serving.safety.policy_store import PolicyStore
 from serving.safety.stream import OutputGuard, Release
 
 ROLES: tuple[Role, ...] = ("system", "user")
 INLINE_CHARACTERS_MAX = 4096
 """Longer texts are checked in a thread, so that other requests go on meanwhile."""
-Note = Callable[[Direction, str, Sequence[Verdict]], None]
+Note = Callable[[Direction, Action, Sequence[Verdict]], None]
 """note(direction, action, verdicts): told once of each prompt and of each choice."""
 
 

@@ -140,7 +140,7 @@ class StreamPolicy(Part):
         default=64, ge=8, le=4096, description="text that stays back until more has come"
     )
     sentence_characters_max: int = Field(
-        default=400, ge=16, description="a longer sentence leaves in parts, checked all the same"
+        default=200, ge=16, description="a longer sentence leaves in parts, checked all the same"
     )
     context_characters: int = Field(
         default=256, ge=0, description="text that has left and is checked again with what follows"

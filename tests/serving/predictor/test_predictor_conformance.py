@@ -10,6 +10,8 @@ from predictor_process import PredictorProcess, ask
 from tests.bundles import CHAT_LOOP, CONTEXT_LENGTH
 
 LOOP_BYTES = len(CHAT_LOOP.encode())
+LOOPS = 100
+"""Long enough for several parts: text leaves in checked sentences, not letter by letter."""
 PROMPT = [{"role": "user", "content": "hi"}]
 PROMPT_TOKENS = 5
 """<|user|> h i <|end|> <|assistant|>."""
@@ -36,7 +38,7 @@ def test_a_chat_answer_is_whole_counted_and_signed(predictor: PredictorProcess) 
 
 
 def test_a_stream_says_the_same_without_cut_characters(predictor: PredictorProcess) -> None:
-    tokens = 4 * LOOP_BYTES
+    tokens = LOOPS * LOOP_BYTES
     stream = predictor.openai().chat.completions.create(
         **ask(max_tokens=tokens), stream=True, stream_options={"include_usage": True}
     )
@@ -44,7 +46,7 @@ def test_a_stream_says_the_same_without_cut_characters(predictor: PredictorProce
     deltas = [chunk.choices[0].delta for chunk in chunks]
     texts = [delta.content or "" for delta in deltas]
     assert deltas[0].role == "assistant"
-    assert "".join(texts) == CHAT_LOOP * 4
+    assert "".join(texts) == CHAT_LOOP * LOOPS
     assert not any("\ufffd" in text for text in texts)
     assert len([text for text in texts if text]) > 4
     reasons = [chunk.choices[0].finish_reason for chunk in chunks]
