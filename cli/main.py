@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "alert-rule": ("cli.alert_rule:alert_rule", "Print the classic rule as a PrometheusRule."),
     "safety": ("cli.safety:safety", "Try the safety chain on a file of texts."),
     "policy": ("cli.policy:policy", "Check, show and compare safety policies."),
+    "pii": ("cli.pii:pii", "Find sensitive data in files, and check what the lake holds."),
     "quarantine": ("cli.data:quarantine", "List the records that were refused, with reasons."),
     "audit": ("cli.audit:audit", "Check the record of requests and answers, and search it."),
     "bans": ("cli.gateway:bans", "List, add and lift bans of client addresses."),

@@ -49,7 +49,9 @@ EMAIL_AT = re.compile(
     rf"{EMAIL_EDGE}(?P<local>[A-Za-z0-9][A-Za-z0-9._%+-]{{1,40}})\s(?:at|AT)\s(?:{LABEL}\.){{1,4}}{TOP}"
     rf"(?![{LETTER}0-9_])"
 )
-EMAIL_WORDS = words(r"e-?mail", r"\bmail\b", r"\bwrite\b", r"\bcontact", r"\bschreib", "邮箱", "邮件")
+EMAIL_WORDS = words(
+    r"e-?mail", r"\bmail\b", r"\bwrite\b", r"\bcontact", r"\bschreib", "邮箱", "邮件"
+)
 EMAIL_HASHED = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{2,63}[#*](?:qq|163|126|gmail|sina|foxmail|"
     r"outlook|hotmail|yahoo|sohu|139|yeah|aliyun|icloud)(?:\.com|\.net|\.cn|点com)" + END,

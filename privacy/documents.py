@@ -18,7 +18,10 @@ from privacy.detectors import (
     words,
 )
 
-CN_ID = re.compile(NUMBER_EDGE + r"(?=(?P<value>[1-9](?:[ -]?\d){16}[ -]?[0-9Xx])(?![0-9A-Za-z_]))")
+CN_ID = re.compile(
+    NUMBER_EDGE + r"(?=[1-9](?:[ -]?\d){5}[ -]?(?:1[ -]?[89]|2[ -]?0))"
+    r"(?=(?P<value>[1-9](?:[ -]?\d){16}[ -]?[0-9Xx])(?![0-9A-Za-z_]))"
+)
 CN_ID_OLD = re.compile(NUMBER_EDGE + r"[1-9]\d{14}" + NUMBER_END)
 CN_ID_WORDS = words("身份证", "证件号", r"\bid\b", "identity card")
 SSN_DIVIDED = re.compile(
@@ -156,7 +159,9 @@ def check_birth(match: "re.Match[str]") -> Found | None:
     """Accept a calendar date close behind a word for birth."""
     start, end = bounds(match)
     lead = before(match, start, 32)
-    if not (BIRTH_WORDS.search(lead) or re.match(r"\s?(?:出生|生日|born|geboren)", after(match, end, 8))):
+    if not (
+        BIRTH_WORDS.search(lead) or re.match(r"\s?(?:出生|生日|born|geboren)", after(match, end, 8))
+    ):
         return None
     for index in "1234":
         year, month, day = match[f"y{index}"], match[f"m{index}"], match[f"d{index}"]

@@ -59,9 +59,7 @@ FULL = rf"{WORD}(?:[ ](?:{INITIAL}[ ])?{PARTICLE}{WORD}){{1,3}}"
 UP_TO_FOUR = rf"{WORD}(?:[ ](?:{INITIAL}[ ])?{PARTICLE}{WORD}){{0,3}}"
 WORD_END = r"(?![A-Za-zÀ-ÿ])"
 WORD_START = r"(?:(?<![A-Za-zÀ-ÿ0-9_])|(?<=(?<!\\)\\[nrt]))"
-TITLES = (
-    r"(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Dame|Herrn?|Frau|Rev|Hon|Capt|Sgt|Lt|Dipl\.-Ing|Univ\.Prof|Madam)"
-)
+TITLES = r"(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Dame|Herrn?|Frau|Rev|Hon|Capt|Sgt|Lt|Dipl\.-Ing|Univ\.Prof|Madam)"
 TITLED = re.compile(rf"{WORD_START}(?:{TITLES}\.?[ ]){{1,3}}(?P<value>{UP_TO_FOUR}){WORD_END}")
 LABELLED = re.compile(
     r"(?i:\b(?:(?:full |first |last |sur|given |customer |patient |client |account |cardholder |"

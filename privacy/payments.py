@@ -18,7 +18,9 @@ from privacy.detectors import (
 )
 
 CARD_DIGITS_MIN, CARD_DIGITS_MAX = 12, 19
-CARD = re.compile(NUMBER_EDGE + r"(?=(?P<value>[1-9](?:[ .-]?\d){11,18}))(?!1[0-9]{12}(?:\D|$))")
+CARD = re.compile(
+    NUMBER_EDGE + r"(?=[2-69]|1[ .-]?8|8[ .-]?[12])(?=(?P<value>\d(?:[ .-]?\d){11,18}))"
+)
 BRANDS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})$"  # Visa
     r"|(?:5[1-5]\d{14}|(?:222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12})$"  # Mastercard
@@ -36,8 +38,6 @@ CARD_WORDS = words(
     r"karte\b", r"卡号", r"银行卡", r"信用卡", r"储蓄卡", r"借记卡", r"账号", r"account",
 )  # fmt: skip
 SEPARATORS = re.compile("[ .-]")
-PLAUSIBLE = re.compile("[234569]|1[ .-]?8|8[ .-]?[12]")
-"""How cards of the issuers start; what starts otherwise needs a word for a card."""
 UNIONPAY_PREFIX = "62"
 MONERO_LENGTH = 95
 IBAN = re.compile(
@@ -65,19 +65,17 @@ def check_card(match: "re.Match[str]") -> Found | None:
     end = start + len(candidate)
     if text[end : end + 1].isdigit():
         candidate = _shorter(candidate)
-    plausible = PLAUSIBLE.match(candidate) is not None
-    named = CARD_WORDS.search(before(match, start, 32)) is not None
-    if not (plausible or named) or otherwise_named(match, start):
-        return None
     while candidate:
         digits = SEPARATORS.sub("", candidate)
         if len(digits) < CARD_DIGITS_MIN:
             return None
-        known = plausible and BRANDS.match(digits) is not None
-        if (known or named) and luhn(digits) and len(set(digits)) > 1:
+        if luhn(digits) and len(set(digits)) > 1:
             end = start + len(candidate)
-            if not re.match(r"[A-Za-z_]|\.\d", text[end : end + 2]):
-                return start, end, 0.95 if known else 0.75
+            known = BRANDS.match(digits) is not None
+            named = known or CARD_WORDS.search(before(match, start, 32)) is not None
+            if named and not re.match(r"[A-Za-z_]|\.\d", text[end : end + 2]):
+                score = 0.95 if known else 0.75
+                return None if otherwise_named(match, start) else (start, end, score)
         candidate = _shorter(candidate)
     return None
 
@@ -139,8 +137,9 @@ def check_solana(match: "re.Match[str]") -> Found | None:
 
 
 def _shorter(candidate: str) -> str:
-    shorter = re.match(r"(.*\d)[ .-]", candidate)
-    return shorter[1] if shorter else ""
+    """Drop the last group of digits; "" when there is only one."""
+    last = max(candidate.rfind(" "), candidate.rfind("."), candidate.rfind("-"))
+    return candidate[:last] if last > 0 else ""
 
 
 DETECTORS = (

@@ -216,8 +216,14 @@ def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _without_overlaps(spans: list[Span]) -> list[Span]:
     """Keep the most certain, then the longest of spans that overlap; sort by place."""
+    if len(spans) == 1:
+        return spans
     kept: list[Span] = []
+    starts: list[int] = []
     for span in sorted(spans, key=lambda item: (-item.score, item.start - item.end, item.start)):
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
-    return sorted(kept, key=lambda item: item.start)
+        place = bisect_right(starts, span.start)
+        free_before = place == 0 or kept[place - 1].end <= span.start
+        if free_before and (place == len(kept) or span.end <= kept[place].start):
+            kept.insert(place, span)
+            starts.insert(place, span.start)
+    return kept

@@ -56,7 +56,9 @@ POSTCODE_GB = re.compile(
     EDGE + r"(?:[A-PR-UWYZ][A-HK-Y]?\d[A-Z\d]?|GIR)[ ]\d[ABD-HJLNP-UW-Z]{2}(?!\w)"
 )
 GERMAN_WORD = r"[A-ZÄÖÜ][A-Za-zäöüßéèÄÖÜ.'’-]*"
-GERMAN_TOWN = rf"{GERMAN_WORD}(?:[ ](?:am|an der|im|in|bei)[ ]{GERMAN_WORD}|[ ]{GERMAN_WORD}){{0,2}}"
+GERMAN_TOWN = (
+    rf"{GERMAN_WORD}(?:[ ](?:am|an der|im|in|bei)[ ]{GERMAN_WORD}|[ ]{GERMAN_WORD}){{0,2}}"
+)
 GERMAN_STREET = (
     r"(?:straße|strasse|str\.|weg|platz|allee|gasse|ring|damm|ufer|hof|chaussee|steig|stieg|pfad|"
     r"markt|graben|berg|winkel|brücke|kamp|twiete|zeile)"

@@ -47,9 +47,7 @@ class TokenLabelsConfig(BaseModel):
 class TokenLabels:
     """A recogniser for `privacy.pii.Scanner` around a transformers token-classification model."""
 
-    def __init__(
-        self, config: TokenLabelsConfig, labels: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, config: TokenLabelsConfig, labels: Mapping[str, str] | None = None) -> None:
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
         if config.overlap_tokens >= config.window_tokens - SPECIAL_TOKENS:
