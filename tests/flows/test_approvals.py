@@ -98,6 +98,7 @@ def traces(desk: Desk, code: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_two_approvers_by_command_line_let_the_canary_begin(
     desk: Desk, approvers: None, traffic: LoadGenerator
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_form_shows_the_evidence_and_lets_the_canary_begin(
         assert traces(desk, code) == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_form_rejects(desk: Desk, approvers: None, browser: "webdriver.Chrome") -> None:
     proposed = desk.propose(0.8, approval="required", approvals_required=2)
