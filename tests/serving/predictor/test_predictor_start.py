@@ -11,6 +11,7 @@ from predictor_process import REVISION, PredictorProcess, ask, until
 
 from core.manifests import read_manifest
 from serving.engines.faults import control_file
+from serving.safety.policy import SHIPPED_POLICY, read_policy
 
 CHAT = "/openai/v1/chat/completions"
 
@@ -27,7 +28,7 @@ def test_it_tells_which_bundle_it_answers_with(
         "revision": REVISION,
         "engine": engine,
         "pid": predictor.process.pid,
-        "policy_hash": "",
+        "policy_hash": read_policy(SHIPPED_POLICY).digest,
     }
     assert bundle.name == identity["bundle_digest"]
 
