@@ -244,11 +244,23 @@ def _two_bundles(folder: Path, bundle: Path) -> tuple[Path, Path]:
 
 def _shorten_canaries(api: str) -> None:
     """Give the release deployment a short canary, as one does in the UI; let no watch interfere."""
-    release = httpx.get(f"{api}/deployments/name/release/release").raise_for_status().json()
-    watch = httpx.get(f"{api}/deployments/name/watch/watch").raise_for_status().json()
-    body = {"parameters": {"canary": CANARY}}
-    httpx.patch(f"{api}/deployments/{release['id']}", json=body).raise_for_status()
-    httpx.patch(f"{api}/deployments/{watch['id']}", json={"paused": True}).raise_for_status()
+    changes: dict[str, dict[str, Any]] = {
+        "release/release": {"parameters": {"canary": CANARY}},
+        "watch/watch": {"paused": True},
+    }
+    for name, body in changes.items():
+        found = _asked("GET", f"{api}/deployments/name/{name}").json()
+        _asked("PATCH", f"{api}/deployments/{found['id']}", json=body)
+
+
+def _asked(method: str, url: str, **more: Any) -> httpx.Response:
+    """Ask Prefect's server until it answers anything but 503: so it says that it is busy."""
+    end = time.monotonic() + 60
+    while True:
+        answer = httpx.request(method, url, timeout=30, **more)
+        if answer.status_code != 503 or time.monotonic() > end:
+            return answer.raise_for_status()
+        time.sleep(0.5)
 
 
 def _end(desk: Desk) -> None:
