@@ -112,7 +112,7 @@ def clean(row: ShapedRow, personal: Callable[[str], str]) -> CleanRow:
         slice_name=personal(normalise(checked["slice_name"])),
         messages=messages,
         response=response,
-        language=row.language or language_of(messages[-1].content),
+        language=personal(row.language) or language_of(messages[-1].content),
         content_digest=digest_json([texts, response]),
     )
 

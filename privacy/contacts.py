@@ -24,7 +24,9 @@ TOP = f"(?:xn--[a-z0-9-]{{2,40}}|[{LETTER}]{{2,24}})"
 OPEN, CLOSE = r"\s?[(\[{<]\s?", r"\s?[)\]}>]\s?"
 AT = rf"(?:\s?@\s?|%40|&#0*64;|&#x0*40;|&commat;|\\u0040|{OPEN}(?:at|@|a|艾特|圈a){CLOSE}|\s?艾特\s?)"
 DOT = rf"(?:\.|%2e|&#0*46;|\\u002e|{OPEN}(?:dot|\.|点|punkt){CLOSE}|\s(?:dot|punkt)\s|\s?点\s?|\s\.\s)"
-EMAIL_EDGE = rf"(?:(?<![{LETTER}0-9._%+-])|(?<=(?<!\\)\\[nrt]))"
+EMAIL_EDGE = (
+    rf"(?:(?<![{LETTER}0-9._%+-])(?!(?<=(?<!\\)\\)[nrt])|(?<=(?<!\\)\\[nrt]))"
+)
 EMAIL = re.compile(
     rf"{EMAIL_EDGE}(?:\"[^\"\0\n]{{1,60}}\"|[{LETTER}0-9_]{LOCAL}{{0,63}}+)"
     rf"@(?:(?:{LABEL}\.){{1,8}}{TOP}|\[[0-9a-fA-F:.]{{7,45}}\])(?![{LETTER}0-9_])",
