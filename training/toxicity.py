@@ -1,7 +1,7 @@
 """Trains the safety chain's toxicity model: a linear classifier of English and of Chinese text.
 
 `python -m training.toxicity --data FOLDER --out FOLDER` reads cold/, toxicity_en/ and clinc150/ of
-the data folder, and writes the weights and a model card with what it measured on held-out parts.
+the data folder and our own samples, and writes the weights and a model card with what it measured.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from core.digests import digest_bytes, digest_file
 from core.errors import InputError
 from core.ngrams import ngram_buckets
+from core.plain_text import is_han
 from core.text_scores import (
     ScoreCard,
     ScriptShape,
@@ -33,11 +34,12 @@ from core.text_scores import (
 THRESHOLD = 0.7
 FOLDS = 5
 HELD_OUT_SHARE = 0.2
-BENIGN_ROWS = 600
+BENIGN_ROWS = 2000
 BENIGN_WEIGHT = 0.3
-"""English training texts are few and long: some short queries keep short from meaning toxic."""
+"""Comments are one kind of text: queries keep the model from taking another kind for toxic."""
+SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "days"
 FALSE_POSITIVES_QUERIES_MAX = 0.003
-FALSE_POSITIVES_COMMENTS_MAX = 0.05
+FALSE_POSITIVES_COMMENTS_MAX = 0.08
 """Where the threshold is put, on texts that a fold's model has not seen: at most so many of the
 benign queries (the published goal is 1 %), and of the comments labelled harmless."""
 SHAPES = {"en": ((2, 5), 1 << 17, 30.0), "zh": ((1, 3), 1 << 17, 6.0)}
@@ -68,19 +70,22 @@ class Data:
 
     train: Texts
     held_out: Texts
-    benign: tuple[str, ...]
-    """Queries that no model sees in training beyond the first BENIGN_ROWS (English only)."""
+    learnt: tuple[str, ...]
+    """Benign queries to learn from."""
+    unseen: tuple[str, ...]
+    """Benign queries that only place the threshold (English only)."""
 
 
-def read_chinese(folder: Path) -> Data:
+def read_chinese(folder: Path, samples: Sequence[str] = ()) -> Data:
     """Read COLD; texts of its training file that occur in dev.csv too are left out of training."""
     train, held_out = (_cold(folder / "cold" / name) for name in ("train.csv", "dev.csv"))
     seen = {scored_form(text) for text in held_out.texts}
     kept = [at for at, text in enumerate(train.texts) if scored_form(text) not in seen]
-    return Data(train.where(kept), held_out, ())
+    own = tuple(text for text in samples if any(map(is_han, text)))
+    return Data(train.where(kept), held_out, own, ())
 
 
-def read_english(folder: Path) -> Data:
+def read_english(folder: Path, samples: Sequence[str] = ()) -> Data:
     """Read the English comments, a fifth held out by digest, and CLINC150's training queries."""
     rows = _rows(folder / "toxicity_en" / "train.csv", ("text", "is_toxic"))
     labels = np.array([row["is_toxic"] == "Toxic" for row in rows], dtype=np.int64)
@@ -89,7 +94,27 @@ def read_english(folder: Path) -> Data:
     out = np.array(drawn) < HELD_OUT_SHARE * 2**32
     queries = [text for file in _days(folder) for text in _queries(file)]
     queries.sort(key=lambda text: digest_bytes(text.encode()))
-    return Data(whole.where(np.flatnonzero(~out)), whole.where(np.flatnonzero(out)), tuple(queries))
+    own = tuple(text for text in samples if not any(map(is_han, text)))
+    return Data(
+        whole.where(np.flatnonzero(~out)),
+        whole.where(np.flatnonzero(out)),
+        (*queries[:BENIGN_ROWS], *own),
+        tuple(queries[BENIGN_ROWS:]),
+    )
+
+
+def read_samples(folder: Path) -> tuple[str, ...]:
+    """Return the distinct texts of daily files; rows that are malformed on purpose are no texts."""
+    found: dict[str, None] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("text"), str):
+                found[row["text"]] = None
+    return tuple(found)
 
 
 def fit(texts: Texts, script: str, benign: Sequence[str] = ()) -> ScriptWeights:
@@ -119,7 +144,7 @@ def fit_and_place(data: Data, script: str) -> ScriptWeights:
     """
     from sklearn.model_selection import StratifiedKFold
 
-    learnt, unseen = data.benign[:BENIGN_ROWS], data.benign[BENIGN_ROWS:]
+    learnt, unseen = data.learnt, data.unseen
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     harmless: list[float] = []
     queries = np.zeros(len(unseen))
@@ -168,13 +193,14 @@ def measure(model: ScriptWeights, texts: Texts) -> dict[str, float | int]:
 def measure_benign(scores: TextScores, queries: Sequence[str]) -> dict[str, float | int]:
     """Return how many benign queries reach THRESHOLD, scored as serving scores."""
     wrong = sum(scores.score(text) >= THRESHOLD for text in queries)
-    rate = round(wrong / len(queries), 5)
+    rate = round(wrong / max(1, len(queries)), 5)
     return {"queries": len(queries), "false_positives": wrong, "false_positive_rate": rate}
 
 
-def train(folder: Path, out: Path) -> ScoreCard:
+def train(folder: Path, out: Path, samples: Path = SAMPLES) -> ScoreCard:
     """Read, fit, measure and write; return the model card. Raises InputError for missing data."""
-    data = {"en": read_english(folder), "zh": read_chinese(folder)}
+    own = read_samples(samples)
+    data = {"en": read_english(folder, own), "zh": read_chinese(folder, own)}
     models = {script: fit_and_place(found, script) for script, found in data.items()}
     measured: dict[str, Any] = {
         f"{script} held out": measure(model, data[script].held_out)
@@ -184,13 +210,14 @@ def train(folder: Path, out: Path) -> ScoreCard:
     for name in ("eval", "out_of_scope"):
         queries = _queries(folder / "clinc150" / f"{name}.jsonl")
         measured[f"clinc150 {name}, benign"] = measure_benign(scores, queries)
+    measured["our samples, benign, learnt from"] = measure_benign(scores, own)
     card = ScoreCard(
         name="toxicity",
         threshold=THRESHOLD,
         scripts={script: model.shape for script, model in models.items()},
         weights_sha256="",
         licence="Apache-2.0 (weights); the data's own licences are listed with the data",
-        data=describe(folder, data),
+        data=[*describe(folder, data), describe_samples(data)],
         method=(
             "Per script: logistic regression with L2 penalty on binary hashed character n-grams "
             "of the normalised text, scored by overlapping windows; the intercept is shifted so "
@@ -215,7 +242,8 @@ def describe(folder: Path, data: dict[str, Data]) -> list[dict[str, Any]]:
     found = []
     for name, source, licence, script in sources:
         files = sorted(item for item in (folder / name).iterdir() if item.is_file())
-        rows = {"trained on": BENIGN_ROWS, "placed the threshold on": len(data["en"].benign)}
+        unseen = len(data["en"].unseen)
+        rows = {"trained on": BENIGN_ROWS, "placed the threshold on": unseen}
         if script:
             both = data[script].train, data[script].held_out
             rows = {"trained on": len(both[0].texts), "held out": len(both[1].texts)}
@@ -224,6 +252,14 @@ def describe(folder: Path, data: dict[str, Data]) -> list[dict[str, Any]]:
             {"name": name, "source": source, "licence": licence, "rows": rows, "sha256": digests}
         )
     return found
+
+
+def describe_samples(data: dict[str, Data]) -> dict[str, Any]:
+    """Return what was learnt from our own samples."""
+    own = len(data["zh"].learnt) + len(data["en"].learnt) - BENIGN_ROWS
+    source = "samples/days: queries written for Serin, all benign"
+    rows = {"trained on": max(0, own)}
+    return {"name": "samples", "source": source, "licence": "Serin's own", "rows": rows}
 
 
 def _cold(file: Path) -> Texts:
@@ -260,8 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.toxicity", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--samples", type=Path, default=SAMPLES, help="benign daily files")
     given = parser.parse_args(arguments)
-    print(json.dumps(train(given.data, given.out).measured, indent=1))
+    print(json.dumps(train(given.data, given.out, given.samples).measured, indent=1))
     return 0
 
 

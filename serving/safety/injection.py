@@ -50,8 +50,12 @@ FORMS: tuple[tuple[float, str, str], ...] = (
      r"censorship|guardrails|rules|ethics|(?:ethical|moral|safety) guidelines)\b"),
     (0.8, "prompt instruction message rules",
      r"\b(?:reveal|show|print|repeat|output|display|tell me|give me|leak|dump|expose|reproduce|"
-     r"copy|recite|write out|what (?:is|are|was|were))\b (?:\w+ ){0,4}(?:system|initial|hidden|"
-     r"secret|original|internal|developer) (?:prompt|instructions?|message|rules)\b"),
+     r"copy|recite|write out|summari[sz]e|translate|spell|what (?:is|are|was|were))\b "
+     r"(?:\w+ ){0,4}(?:system|initial|hidden|secret|original|internal|developer) "
+     r"(?:prompt|instructions?|message|rules)\b"),
+    (0.8, "safety content_",
+     r"\b(?:safety|content) (?:rules|filters?|policy|policies|guidelines) (?:is|are) (?:now )?"
+     r"(?:off|disabled|suspended|lifted)\b"),
     (0.8, "above before preceding", r"\b(?:repeat|print|output|copy|recite) (?:\w+ ){0,3}"
      r"(?:text|words|everything|content|all) (?:\w+ ){0,3}(?:above|before|preceding)\b"),
     (0.7, "from_now_on", r"\bfrom now on\b.{0,60}\b(?:you (?:will|must|are|can)|ignore|respond as|"
@@ -79,6 +83,9 @@ FORMS: tuple[tuple[float, str, str], ...] = (
      r"(?:任何|一切|所有|道德|法律|伦理).{0,6}(?:限制|约束|审查|束缚|底线)"),
     (0.8, "提示 指令 设定 prompt", r"(?:输出|显示|告诉我|打印|重复|泄露|透露|说出|展示|复述|给我)"
      r".{0,8}(?:系统|初始|隐藏|原始|内部|开发者|你的).{0,4}(?:提示词?|指令|设定|prompt)"),
+    (0.8, "提示词", r"(?:系统|初始|隐藏|内部)提示词.{0,4}(?:是什么|是啥|有哪些|内容)"),
+    (0.8, "逐字 原样 完整", r"(?:逐字|原样|完整).{0,4}(?:重复|复述|输出)"
+     r".{0,8}(?:之前|以上|上面|前面).{0,4}(?:内容|文字|指令|消息)"),
     (0.9, "dan 越狱", r"你(?:现在|从现在(?:起|开始))?(?:是|扮演|就是) ?dan\b"
                        r"|越狱(?:提示|指令|成功|版)"),
     (0.7, "从现在", r"从现在(?:起|开始).{0,30}(?:不能|不准|不许|不得|不要|永远不)(?:拒绝|说不)"),

@@ -57,7 +57,7 @@ def test_a_model_is_trained_measured_and_stored(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toxicity, "BENIGN_ROWS", 30)
-    card = train(data, tmp_path / "model")
+    card = train(data, tmp_path / "model", tmp_path / "no samples")
     for script in ("en", "zh"):
         measured = card.measured[f"{script} held out"]
         assert measured["area_under_curve"] > 0.9
@@ -72,7 +72,7 @@ def test_a_model_is_trained_measured_and_stored(
 def test_missing_data_is_named(data: Path, tmp_path: Path) -> None:
     (data / "cold" / "dev.csv").unlink()
     with pytest.raises(InputError, match=r"dev\.csv cannot be read"):
-        train(data, tmp_path / "model")
+        train(data, tmp_path / "model", tmp_path)
 
 
 def test_the_shipped_card_names_the_shipped_weights_and_meets_the_goal() -> None:
@@ -80,7 +80,8 @@ def test_the_shipped_card_names_the_shipped_weights_and_meets_the_goal() -> None
     assert card.threshold == THRESHOLD
     assert card.measured["clinc150 eval, benign"]["queries"] == 4500
     assert card.measured["clinc150 eval, benign"]["false_positive_rate"] <= 0.01
-    assert {item["name"] for item in card.data} == {"cold", "toxicity_en", "clinc150"}
+    assert {item["name"] for item in card.data} == {"cold", "toxicity_en", "clinc150", "samples"}
+    assert card.measured["our samples, benign, learnt from"]["false_positives"] == 0
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 3 << 20
 
 
@@ -100,5 +101,5 @@ def test_the_shipped_figures_can_be_measured_again() -> None:
 def test_the_card_tells_which_files_it_was_trained_on() -> None:
     _, card = load_scores(SHIPPED)
     for item in card.data:
-        for name, digest in item["sha256"].items():
+        for name, digest in item.get("sha256", {}).items():
             assert digest_bytes((SHARED / item["name"] / name).read_bytes()) == digest
