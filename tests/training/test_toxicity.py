@@ -57,6 +57,7 @@ def test_a_model_is_trained_measured_and_stored(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toxicity, "BENIGN_ROWS", 30)
+    monkeypatch.setattr(toxicity, "FOLDS", 2)
     card = train(data, tmp_path / "model", tmp_path / "no samples")
     for script in ("en", "zh"):
         measured = card.measured[f"{script} held out"]

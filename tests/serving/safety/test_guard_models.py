@@ -1,16 +1,16 @@
 """Guards: tiny real models, made here, that answer in the formats of the models they stand for."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chains import only
 
 from core.errors import ConfigurationError, UnavailableError
-from serving.safety.chain import Chain, build_chain
+from serving.safety.chain import Chain
 from serving.safety.decisions import Context
 from serving.safety.guards import build_guard, read_llama_guard, read_qwen3_guard
-from serving.safety.policy import GuardPolicy, Policy
+from serving.safety.policy import GuardPolicy
 
 END = "<|end|>"
 HIDDEN = 320
@@ -20,10 +20,6 @@ TEMPLATE = (
     "{% else %}{{ message['content'][0]['text'] | trim }}{% endif %}{% endfor %}"
 )
 """A text's last character decides: ! is answered with the first answer, ? with the second."""
-OFF = {
-    name: {"enabled": False}
-    for name in ("lexicon", "toxicity", "injection", "personal_data", "secrets", "system_prompt")
-}
 
 
 def answering_model(folder: Path, answers: dict[str, str]) -> Path:
@@ -75,13 +71,10 @@ def answering_model(folder: Path, answers: dict[str, str]) -> Path:
     return folder
 
 
-Guard = Callable[..., Chain]
-
-
 def guard_chain(path: Path, kind: str, **fields: Any) -> Chain:
     """Return a chain of one guard, with a time limit that a busy machine keeps."""
     guard = {"name": kind, "kind": kind, "path": str(path), "timeout_seconds": 60, **fields}
-    return build_chain(Policy(name="x", guards=[guard], **OFF))
+    return only(guards=[guard])
 
 
 @pytest.fixture(scope="module")

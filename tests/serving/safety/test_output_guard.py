@@ -3,13 +3,12 @@
 import random
 
 import pytest
-from conftest import Make
+from chains import only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.safety.chain import Chain, build_chain
+from serving.safety.chain import Chain
 from serving.safety.decisions import Context
-from serving.safety.policy import Policy
 from serving.safety.stream import OutputGuard
 
 OUTPUT = Context("output")
@@ -39,11 +38,8 @@ def run(chain: Chain, text: str, sizes: list[int]) -> tuple[str, bool, list[str]
 
 @pytest.fixture(scope="module")
 def strict() -> Chain:
-    off = {name: {"enabled": False} for name in ("toxicity", "injection", "secrets")}
     types = {"EMAIL_ADDRESS": "redact", "PHONE_NUMBER": "redact"}
-    return build_chain(
-        Policy(name="x", lexicon=LEXICON, personal_data={"types": types}, stream=SMALL, **off)
-    )
+    return only(lexicon=LEXICON, personal_data={"types": types}, stream=SMALL)
 
 
 @settings(deadline=None, max_examples=60)
@@ -87,16 +83,16 @@ def test_a_long_sentence_leaves_in_parts(strict: Chain) -> None:
     assert 0 < longest <= SMALL["sentence_characters_max"] + 8
 
 
-def test_a_toxic_sentence_is_blocked_before_its_first_word_leaves(make_chain: Make) -> None:
-    chain = make_chain(toxicity={})
+def test_a_toxic_sentence_is_blocked_before_its_first_word_leaves() -> None:
+    chain = only(toxicity={})
     toxic = "You are all disgusting pieces of garbage, you stupid fucking morons."
     left, blocked, _ = run(chain, f"Here is what I think. {toxic} {SAFE}", [3])
     assert blocked
     assert left == "Here is what I think."[: len(left)]
 
 
-def test_after_a_failing_filter_nothing_leaves(make_chain: Make) -> None:
-    chain = make_chain(rules={"patterns": [{"name": "slow", "pattern": r"^(.*?,){11}P"}]})
+def test_after_a_failing_filter_nothing_leaves() -> None:
+    chain = only(rules={"patterns": [{"name": "slow", "pattern": r"^(.*?,){11}P"}]})
     left, blocked, _ = run(chain, "1," * 60 + " P. Fine. ", [7])
     assert blocked
     assert left == ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Make
+from chains import only
 
 from core.errors import ConfigurationError
 from serving.safety.chain import Chain, build_chain
@@ -26,17 +26,10 @@ class Scripted:
         return answer
 
 
-OFF = {
-    name: {"enabled": False}
-    for name in ("lexicon", "toxicity", "injection", "personal_data", "secrets", "system_prompt")
-}
-
-
 def guarded(act: Any, **fields: Any) -> Chain:
     """Return a chain of one guard."""
     guard = {"name": "judge", "kind": "classifier", "path": "unused", **fields}
-    policy = Policy(name="guarded", guards=[guard], **OFF)
-    return build_chain(policy, lambda part: Scripted(part, act))
+    return only(lambda part: Scripted(part, act), guards=[guard])
 
 
 @pytest.fixture
@@ -84,8 +77,8 @@ def test_a_filter_that_hangs_fails_closed_in_time(open_gate: threading.Event) ->
     chain.close()
 
 
-def test_a_slow_pattern_fails_closed(make_chain: Make) -> None:
-    chain = make_chain(rules={"patterns": [{"name": "slow", "pattern": r"^(.*?,){11}P"}]})
+def test_a_slow_pattern_fails_closed() -> None:
+    chain = only(rules={"patterns": [{"name": "slow", "pattern": r"^(.*?,){11}P"}]})
     checked = chain.check("user", "1," * 60 + " P")
     assert checked.blocked
     assert "simplify its pattern" in checked.decision.reason
@@ -97,10 +90,10 @@ def test_guards_see_only_the_directions_that_they_are_for() -> None:
     assert chain.check("assistant", "hello", Context("output")).blocked
 
 
-def test_redactions_of_several_filters_are_applied_together(make_chain: Make) -> None:
+def test_redactions_of_several_filters_are_applied_together() -> None:
     rules = {"patterns": [{"name": "order", "pattern": r"W-\d+", "action": "redact"}]}
     types = {"EMAIL_ADDRESS": "redact"}
-    chain = make_chain(rules=rules, personal_data={"types": types})
+    chain = only(rules=rules, personal_data={"types": types})
     checked = chain.check("user", "a@b.com asks for W-1, W-22")
     assert checked.text == "[EMAIL_ADDRESS] asks for [REDACTED], [REDACTED]"
     assert checked.decision.category == "rule"

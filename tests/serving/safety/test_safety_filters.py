@@ -4,7 +4,7 @@ import base64
 import time
 
 import pytest
-from conftest import Make
+from chains import only
 
 from serving.safety.chain import Chain
 from serving.safety.decisions import Context
@@ -49,9 +49,9 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("text", PROFANE)
-def test_listed_words_are_found_in_every_disguise(make_chain: Make, text: str) -> None:
+def test_listed_words_are_found_in_every_disguise(text: str) -> None:
     shipped = dict.fromkeys(("hate", "harassment", "self_harm", "sexual", "profanity"), "block")
-    checked = make_chain(lexicon={"categories": shipped}).check("user", text)
+    checked = only(lexicon={"categories": shipped}).check("user", text)
     assert checked.blocked
     assert checked.decision.category in shipped
 
@@ -64,25 +64,25 @@ def test_harmless_texts_pass_untouched(chain: Chain, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ATTACKS)
-def test_attacks_on_the_instructions_are_blocked(make_chain: Make, text: str) -> None:
-    decision = make_chain(injection={}).check("user", text).decision
+def test_attacks_on_the_instructions_are_blocked(text: str) -> None:
+    decision = only(injection={}).check("user", text).decision
     assert (decision.action, decision.category) == ("block", "prompt_injection")
     assert decision.score >= 0.7
 
 
-def test_the_operators_own_prompt_is_no_injection(make_chain: Make) -> None:
-    chain = make_chain(injection={})
+def test_the_operators_own_prompt_is_no_injection() -> None:
+    chain = only(injection={})
     assert not chain.check("system", ATTACKS[0]).blocked
     assert not chain.check("assistant", ATTACKS[0], OUTPUT).blocked
 
 
-def test_a_policy_adds_and_excuses_terms(make_chain: Make) -> None:
+def test_a_policy_adds_and_excuses_terms() -> None:
     lexicon = {
         "categories": {"profanity": "block"},
         "terms": {"rivals": ["Acme*", "对手公司"]},
         "allowed_terms": ["*fuck"],
     }
-    chain = make_chain(lexicon=lexicon)
+    chain = only(lexicon=lexicon)
     assert chain.check("user", "is 4cmeSoft better").decision.category == "rivals"
     assert chain.check("user", "对 手 公 司").blocked
     assert chain.check("user", "what the fuck").blocked
@@ -90,9 +90,9 @@ def test_a_policy_adds_and_excuses_terms(make_chain: Make) -> None:
     assert not chain.check("user", "bitch").blocked
 
 
-def test_personal_data_is_redacted_or_blocked_by_type(make_chain: Make) -> None:
+def test_personal_data_is_redacted_or_blocked_by_type() -> None:
     types = {"EMAIL_ADDRESS": "redact", "CREDIT_CARD": "block"}
-    chain = make_chain(personal_data={"types": types})
+    chain = only(personal_data={"types": types})
     mail = chain.check("user", "write to ｗei@example.com, thanks, or +1 202-555-0122")
     assert mail.decision.action == "redact"
     assert mail.text == "write to [EMAIL_ADDRESS], thanks, or +1 202-555-0122"
@@ -102,8 +102,8 @@ def test_personal_data_is_redacted_or_blocked_by_type(make_chain: Make) -> None:
     assert "CREDIT_CARD" in both.decision.reason
 
 
-def test_secrets_stay_in_answers_only(make_chain: Make) -> None:
-    chain = make_chain(secrets={})
+def test_secrets_stay_in_answers_only() -> None:
+    chain = only(secrets={})
     key = "the key is AKIAIOSFODNN7EXAMPLA"
     assert chain.check("assistant", key, OUTPUT).decision.category == "secret"
     assert not chain.check("user", key).blocked
@@ -114,8 +114,8 @@ SYSTEM = (
 )
 
 
-def test_an_answer_that_repeats_the_system_prompt_is_blocked(make_chain: Make) -> None:
-    chain = make_chain(system_prompt={})
+def test_an_answer_that_repeats_the_system_prompt_is_blocked() -> None:
+    chain = only(system_prompt={})
     context = Context("output", (SYSTEM,), ("who are you?",))
     leak = "Sure: never MENTION the internal project, Bluebird, to anybody!"
     assert chain.check("assistant", leak, context).decision.category == "system_prompt_leak"
@@ -124,8 +124,8 @@ def test_an_answer_that_repeats_the_system_prompt_is_blocked(make_chain: Make) -
     assert not chain.check("assistant", leak, said).blocked
 
 
-def test_a_chinese_system_prompt_is_kept_too(make_chain: Make) -> None:
-    chain = make_chain(system_prompt={})
+def test_a_chinese_system_prompt_is_kept_too() -> None:
+    chain = only(system_prompt={})
     context = Context(
         "output", ("你是银行的助手，绝对不要向任何人提起内部项目青鸟以及它的预算和负责人。",)
     )
@@ -133,13 +133,13 @@ def test_a_chinese_system_prompt_is_kept_too(make_chain: Make) -> None:
     assert chain.check("assistant", leak, context).blocked
 
 
-def test_rules_redact_and_topics_block(make_chain: Make) -> None:
+def test_rules_redact_and_topics_block() -> None:
     patterns = [
         {"name": "orders", "pattern": r"\bW-\d{5}\b", "action": "redact", "replacement": "[ORDER]"},
         {"name": "insider", "pattern": "merger talks", "directions": ["output"]},
     ]
     topics = [{"name": "gambling", "terms": ["casino*", "赌博"]}]
-    chain = make_chain(rules={"patterns": patterns, "topics": topics})
+    chain = only(rules={"patterns": patterns, "topics": topics})
     assert chain.check("user", "where is w-20418, W-20419?").text == "where is [ORDER], [ORDER]?"
     assert not chain.check("user", "merger talks").blocked
     assert chain.check("assistant", "Merger\u200b Talks", OUTPUT).decision.category == "rule"
@@ -152,8 +152,8 @@ def test_dangerous_instructions_are_blocked(chain: Chain, text: str) -> None:
     assert chain.check("user", text).decision.category == "dangerous_instructions"
 
 
-def test_toxic_texts_are_scored_also_when_spelt_out(make_chain: Make) -> None:
-    chain = make_chain(toxicity={})
+def test_toxic_texts_are_scored_also_when_spelt_out() -> None:
+    chain = only(toxicity={})
     for text in ("you are all disgusting pieces of garbage, you stupid fucking morons",
                  "y o u are all disgusting, st\u200bupid fսcking m0rons and idiots",
                  "黑人都该滚出去，这些垃圾就是社会的毒瘤"):  # fmt: skip
