@@ -130,7 +130,7 @@ class Handler:
         finally:
             self._admission.leave()
         self._guard.charge(question.caller, question.body, job.answer, question.reply.events)
-        if job.blocked:
+        if job.blocked and job.answer_head[0] >= 400:  # what was asked, not what was answered
             self._guard.strike(question.caller.address, "blocked")
         return job
 

@@ -90,8 +90,11 @@ def test_too_many_failed_authentications_ban_one_client_and_a_person_lifts_it(
 
 def test_requests_that_safety_rules_block_count_as_well(guarded: World, stable: Predictor) -> None:
     stable.behave(blocked="1")
+    for _ in range(10):
+        assert ask(guarded, client="198.51.100.1").status_code == 200  # an answer held back
+    stable.behave(blocked="1", status=400)
     for _ in range(6):
-        assert ask(guarded, client="198.51.100.1").status_code == 200
+        assert ask(guarded, client="198.51.100.1").status_code == 400
     assert ask(guarded, client="198.51.100.1").status_code == 403
     assert guarded.metric("serin_gateway_strikes_total", kind="blocked") == 6
 
