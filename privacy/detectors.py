@@ -15,10 +15,13 @@ NUMBER_END = r"(?![0-9A-Za-z_])(?!\.\d)"
 CONTEXT_BEFORE, CONTEXT_AFTER = 48, 24
 
 OTHER_NUMBERS = re.compile(
-    r"(?:\b(?:ean|gtin|isbn|issn|upc|imei|barcode|tracking|order|invoice|part|model|item|article|artikel"
-    r"|serial|ticket|flight|commit|build|case|batch|lot|sku|bestellung|bestellnummer|rechnung|auftrag"
+    r"(?:\b(?:ean|gtin|isbn|issn|upc|imei|barcode|tracking|order|invoice|part|model|item|"
+    r"article|artikel"
+    r"|serial|ticket|flight|commit|build|case|batch|lot|sku|bestellung|bestellnummer|"
+    r"rechnung|auftrag"
     r"|aktenzeichen|sendung|timestamp)(?: ?(?:no|nr|number|nummer|id|code)\b\.?)?"
-    r"|订单(?:编?号)?|工单号?|运?单号|条码|编号|批次|型号|流水号|验证码)[ \t:：#\"]{0,4}(?:is |ist |[为是])?$",
+    r"|订单(?:编?号)?|工单号?|运?单号|条码|编号|批次|型号|流水号|验证码)[ \t:：#\"]{0,"
+    r"4}(?:is |ist |[为是])?$",
     re.IGNORECASE,
 )
 """Words right in front of a number that say it is neither a phone's nor a card's."""

@@ -25,31 +25,34 @@ CN_ID = re.compile(
 CN_ID_OLD = re.compile(NUMBER_EDGE + r"[1-9]\d{14}" + NUMBER_END)
 CN_ID_WORDS = words("身份证", "证件号", r"\bid\b", "identity card")
 SSN_DIVIDED = re.compile(
-    r"(?<![0-9A-Za-z_-])(?<!\d[.,])\d{3}-\d{2}-\d{4}(?![0-9A-Za-z_-])|(?<=\\n)\d{3}-\d{2}-\d{4}(?![0-9A-Za-z_-])"
+    r"(?<![0-9A-Za-z_-])(?<!\d[.,])\d{3}-\d{2}-\d{4}(?![0-9A-Za-z_-])|(?<=\\n)"
+    r"\d{3}-\d{2}-\d{4}(?![0-9A-Za-z_-])"
 )
 SSN_PLAIN = re.compile(NUMBER_EDGE + r"\d{3}[ .]?\d{2}[ .]?\d{4}" + NUMBER_END)
 SSN_WORDS = words(
     r"\bssn\b", r"\bs\.s\.n", r"social[ -]security", r"\bss ?#", "社会安全号", "社安号"
 )
 PASSPORT = re.compile(
-    EDGE
-    + r"(?P<value>(?=[A-Z0-9]*\d)[A-Z0-9]{2}[ ]?[A-Z0-9]{3,7}[ ]?[A-Z0-9]{0,3}(?<![ ])|\d{9}|[A-Z]{1,2}[ ]?\d{7,8})"
-    + END
+    EDGE + r"(?P<value>(?=[A-Z0-9]*\d)[A-Z0-9]{2}[ ]?[A-Z0-9]{3,7}[ ]?[A-Z0-9]{0,3}(?<![ ])|"
+    r"\d{9}|[A-Z]{1,2}[ ]?\d{7,8})" + END
 )
 PASSPORT_WORDS = words(
     r"passport", r"reisepass", r"\bpass(?:-?nr|nummer)", "护照", "通行证", "passeport"
 )
 MRZ = re.compile(
-    r"P[A-Z<][A-Z<]{42}(?:\s|\\n){1,3}(?P<second>[A-Z0-9<]{9}\d[A-Z<]{3}\d{7}[MFX<]\d{7}[A-Z0-9<]{16})"
+    r"P[A-Z<][A-Z<]{42}(?:\s|\\n){1,3}(?P<second>[A-Z0-9<]{9}\d[A-Z<]{3}\d{7}[MFX<]\d{7}[A-Z"
+    r"0-9<]{16})"
 )
 PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼使领港澳"
 PLATE_CN = re.compile(
-    rf"[{PROVINCES}][ ]?[A-HJ-Z][ ·•・.\-]?(?:[DF](?:[A-HJ-NP-Z0-9]\d{{4}})|\d{{5}}[DF]|[A-HJ-NP-Z0-9]{{4}}[A-HJ-NP-Z0-9挂学警港澳使领])"
+    rf"[{PROVINCES}][ ]?[A-HJ-Z][ ·•・.\-]?(?:[DF](?:[A-HJ-NP-Z0-9]\d{{4}})|\d{{5}}[DF]|"
+    rf"[A-HJ-NP-Z0-9]{{4}}[A-HJ-NP-Z0-9挂学警港澳使领])"
     r"(?![0-9A-Za-z_])"
 )
 PLATE_GB = re.compile(EDGE + r"[A-HJ-PR-Y][A-HJ-PR-Y][0-9]{2}[ ]?[A-HJ-PR-Z]{3}" + END)
 PLATE_DE = re.compile(
-    r"(?<![0-9A-Za-zÄÖÜäöüß_-])[A-ZÄÖÜ][A-ZÄÖÜa-zäöü]{0,2}[ -]{1,3}[A-Z]{1,2}[ -]?[1-9]\d{0,3}[EH]?(?![0-9A-Za-z_-])"
+    r"(?<![0-9A-Za-zÄÖÜäöüß_-])[A-ZÄÖÜ][A-ZÄÖÜa-zäöü]{0,2}[ -]{1,3}[A-Z]{1,2}[ -]?[1-9]\d{0,"
+    r"3}[EH]?(?![0-9A-Za-z_-])"
 )
 PLATE_ANY = re.compile(
     EDGE
@@ -57,12 +60,21 @@ PLATE_ANY = re.compile(
     + END
 )
 PLATE_WORDS = words(
-    r"licen[cs]e plate", r"number plate", r"\bplate\b", r"\bplates\b", r"\bregistration\b",
-    r"\bvehicle reg", r"car reg", r"kennzeichen", r"nummernschild", "车牌",
-)  # fmt: skip
+    r"licen[cs]e plate",
+    r"number plate",
+    r"\bplate\b",
+    r"\bplates\b",
+    r"\bregistration\b",
+    r"\bvehicle reg",
+    r"car reg",
+    r"kennzeichen",
+    r"nummernschild",
+    "车牌",
+)
 PLATE_LABEL = re.compile(
     r"(?:licen[cs]e plate|number plate|plate|plates|registration(?: (?:plate|mark))?|vehicle reg|"
-    r"kennzeichen|nummernschild|车牌号?码?)(?: ?(?:no|nr|number|nummer)\.?)?[ :：#]{0,3}(?:is |was |ist |lautet |是|为)?"
+    r"kennzeichen|nummernschild|车牌号?码?)(?: ?(?:no|nr|number|nummer)\.?)?[ :：#]{0,"
+    r"3}(?:is |was |ist |lautet |是|为)?"
     r"[ \"]?$",
     re.IGNORECASE,
 )
@@ -79,17 +91,34 @@ DATE = re.compile(
     rf"|\d{{1,2}}(?:st|nd|rd|th)?\.?[ -](?:of )?{MONTH},?[ -](?:(?:18|19|20)\d{{2}}|'?\d{{2}})"
     rf"|{MONTH} ?\d{{1,2}}(?:st|nd|rd|th)?,? (?:18|19|20)\d{{2}}"
     rf"|(?:18|19|20)\d{{2}}[ -]{MONTH}[ -]\d{{1,2}}"
-    r"|[一二][零〇一二三四五六七八九]{3}年[一二三四五六七八九十]{1,2}月[一二三四五六七八九十]{1,3}[日号]"
+    r"|[一二][零〇一二三四五六七八九]{3}年[一二三四五六七八九十]{1,"
+    r"2}月[一二三四五六七八九十]{1,3}[日号]"
     r")(?![0-9A-Za-z_])",
     re.IGNORECASE,
 )
 BIRTH_WORDS = words(
-    r"\bborn\b", r"\bd\.?o\.?b\b", r"date[ _-]of[ _-]birth", r"birth[ -]?da(?:y|te)", r"\bbirth\b", r"\bgeb(?:oren|\.)",
-    r"\*\s?$", r"geburtsdatum", r"geburtstag", "出生", "生日", "生于",
-)  # fmt: skip
+    r"\bborn\b",
+    r"\bd\.?o\.?b\b",
+    r"date[ _-]of[ _-]birth",
+    r"birth[ -]?da(?:y|te)",
+    r"\bbirth\b",
+    r"\bgeb(?:oren|\.)",
+    r"\*\s?$",
+    r"geburtsdatum",
+    r"geburtstag",
+    "出生",
+    "生日",
+    "生于",
+)
 BIRTH_HEADS = (
-    "born", r"d\.?o\.?b", "birth", r"geb(oren|\.|urt)", "出生", "生日", "生于",
-)  # fmt: skip
+    "born",
+    r"d\.?o\.?b",
+    "birth",
+    r"geb(oren|\.|urt)",
+    "出生",
+    "生日",
+    "生于",
+)
 
 
 def check_cn_id(match: "re.Match[str]") -> Found | None:
@@ -176,16 +205,44 @@ DETECTORS = (
     Detector("CN_ID_CARD", (r"\d([ -]?\d){16}[ -]?[0-9x]",), CN_ID, check_cn_id, 40, 8),
     Detector("CN_ID_CARD", (r"\d{15}",), CN_ID_OLD, in_context(CN_ID_WORDS, 0.8, old_cn_id), 24, 8),
     Detector("US_SSN", (r"\d{3}-\d{2}-\d{4}",), SSN_DIVIDED, check_divided_ssn, 16, 8),
-    Detector("US_SSN", (r"\bssn\b", r"s\.s\.n", r"social[ -]security", r"\bss ?#", "社会安全号", "社安号"), SSN_PLAIN,
-             in_context(SSN_WORDS, 0.85, lambda text: us_ssn(digits_of(text))), 40, 72),
-    Detector("PASSPORT", ("passport", "reisepass", r"pass(-?nr|nummer)", "护照", "通行证", "passeport"), PASSPORT, check_passport,
-             40, 64),
+    Detector(
+        "US_SSN",
+        (r"\bssn\b", r"s\.s\.n", r"social[ -]security", r"\bss ?#", "社会安全号", "社安号"),
+        SSN_PLAIN,
+        in_context(SSN_WORDS, 0.85, lambda text: us_ssn(digits_of(text))),
+        40,
+        72,
+    ),
+    Detector(
+        "PASSPORT",
+        ("passport", "reisepass", r"pass(-?nr|nummer)", "护照", "通行证", "passeport"),
+        PASSPORT,
+        check_passport,
+        40,
+        64,
+    ),
     Detector("PASSPORT", (r"\bP[A-Z<][A-Z]{4}[A-Z<]*<<",), MRZ, check_mrz, 60, 120),
-    Detector("LICENSE_PLATE", (rf"[{PROVINCES}] ?[A-Z].?[A-Z0-9]{{4}}",), PLATE_CN, before=24, after=8),
-    Detector("LICENSE_PLATE", (r"[A-Z]{2}[0-9]{2} ?[A-Z]{3}",), PLATE_GB, check_british_plate, 16, 8),
-    Detector("LICENSE_PLATE", ("plate", "kennzeichen", "nummernschild", "车牌", "registration", "car reg", "vehicle reg"), PLATE_DE,
-             check_german_plate, 32, 72),
-    Detector("LICENSE_PLATE", ("plate", "kennzeichen", "nummernschild", "车牌", "registration", "vehicle reg"), PLATE_ANY,
-             check_plate, 8, 64),
+    Detector(
+        "LICENSE_PLATE", (rf"[{PROVINCES}] ?[A-Z].?[A-Z0-9]{{4}}",), PLATE_CN, before=24, after=8
+    ),
+    Detector(
+        "LICENSE_PLATE", (r"[A-Z]{2}[0-9]{2} ?[A-Z]{3}",), PLATE_GB, check_british_plate, 16, 8
+    ),
+    Detector(
+        "LICENSE_PLATE",
+        ("plate", "kennzeichen", "nummernschild", "车牌", "registration", "car reg", "vehicle reg"),
+        PLATE_DE,
+        check_german_plate,
+        32,
+        72,
+    ),
+    Detector(
+        "LICENSE_PLATE",
+        ("plate", "kennzeichen", "nummernschild", "车牌", "registration", "vehicle reg"),
+        PLATE_ANY,
+        check_plate,
+        8,
+        64,
+    ),
     Detector("DATE_OF_BIRTH", BIRTH_HEADS, DATE, check_birth, 48, 64),
-)  # fmt: skip
+)

@@ -7,8 +7,7 @@ import re
 
 from privacy.detectors import Detector, Found, after, bounds
 
-GIVEN_NAMES = frozenset(
-    """
+_GIVEN_NAMES = """
     James John Robert Michael William David Richard Joseph Thomas Charles Christopher Daniel
     Matthew Anthony Donald Steven Paul Andrew Joshua Kenneth Kevin Brian George Edward Ronald
     Timothy Jason Jeffrey Ryan Jacob Gary Nicholas Eric Jonathan Stephen Larry Justin Scott
@@ -38,15 +37,20 @@ GIVEN_NAMES = frozenset(
     Mohammed Muhammad Ahmed Ali Fatima Aisha Omar Priya Raj Amit Sanjay Carlos Luis Miguel Pedro
     Antonio Francisco Sofia Lucia Elena Ivan Dmitri Olga Natasha Sergei Giovanni Marco Giulia
     Pierre Jacques François Camille Hiroshi Yuki Kenji Wei Ming Li Jing
-    """.split()
-)
+"""
+GIVEN_NAMES = frozenset(_GIVEN_NAMES.split())
 """Common given names (birth registers of the United States, the United Kingdom and Germany)."""
 SURNAMES = (
-    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈"
-    "姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤温"
-    "康施文牛樊葛邢安齐易乔伍庞颜倪庄聂章鲁岳翟殷詹申欧耿关兰焦俞左柳甘祝包宁尚符舒阮柯纪梅童凌毕单季裴霍"
-    "涂成苗谷盛曲翁冉骆蓝路游辛靳欧阳管柴蒙鲍华喻祁蒲房滕屈饶解牟艾尤阳时穆农司卓古吉缪简车项连芦麦褚娄窦戚"
-    "岑景党宫费卜冷晏席卫米柏宗瞿桂全佟应臧闵苟邬边卞姬师和仇栾隋商刁沙荣巫寇桑郎甄丛仲虞敖巩明佘池查麻苑迟邝鞠晋冼乐连苍海帅代揭沃卓屠富辜应侍楼奚强隆玉"
+    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶"
+    "程苏魏吕丁任沈"
+    "姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严"
+    "覃武戴莫孔向汤温"
+    "康施文牛樊葛邢安齐易乔伍庞颜倪庄聂章鲁岳翟殷詹申欧耿关兰焦俞左柳甘祝包宁尚符舒阮柯纪梅"
+    "童凌毕单季裴霍"
+    "涂成苗谷盛曲翁冉骆蓝路游辛靳欧阳管柴蒙鲍华喻祁蒲房滕屈饶解牟艾尤阳时穆农司卓古吉缪简车"
+    "项连芦麦褚娄窦戚"
+    "岑景党宫费卜冷晏席卫米柏宗瞿桂全佟应臧闵苟邬边卞姬师和仇栾隋商刁沙荣巫寇桑郎甄丛仲虞敖"
+    "巩明佘池查麻苑迟邝鞠晋冼乐连苍海帅代揭沃卓屠富辜应侍楼奚强隆玉赖洪湛裘胥"
 )
 DOUBLE_SURNAMES = "欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|司徒|令狐|端木|夏侯|长孙|南宫"
 PARTICLE = r"(?:(?:von|van|de|der|den|zu|zum|vom|bin|al|la|le|di|da|dos)[ ]){0,2}"
@@ -59,7 +63,10 @@ FULL = rf"{WORD}(?:[ ](?:{INITIAL}[ ])?{PARTICLE}{WORD}){{1,3}}"
 UP_TO_FOUR = rf"{WORD}(?:[ ](?:{INITIAL}[ ])?{PARTICLE}{WORD}){{0,3}}"
 WORD_END = r"(?![A-Za-zÀ-ÿ])"
 WORD_START = r"(?:(?<![A-Za-zÀ-ÿ0-9_])|(?<=(?<!\\)\\[nrt]))"
-TITLES = r"(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Dame|Herrn?|Frau|Rev|Hon|Capt|Sgt|Lt|Dipl\.-Ing|Univ\.Prof|Madam)"
+TITLES = (
+    r"(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Dame|Herrn?|Frau|Rev|Hon|Capt|Sgt|Lt|Dipl\.-Ing|"
+    r"Univ\.Prof|Madam)"
+)
 TITLED = re.compile(rf"{WORD_START}(?:{TITLES}\.?[ ]){{1,3}}(?P<value>{UP_TO_FOUR}){WORD_END}")
 LABELLED = re.compile(
     r"(?i:\b(?:(?:full |first |last |sur|given |customer |patient |client |account |cardholder |"
@@ -78,27 +85,35 @@ GREETED = re.compile(
     rf"(?:\s|\\n){{1,3}})(?:{TITLES}\.?[ ]){{0,2}}(?P<value>{UP_TO_FOUR}){WORD_END}"
 )
 KNOWN = re.compile(rf"{WORD_START}(?P<value>{FULL}){WORD_END}")
-NO_SURNAMES = frozenset(
-    """
+_NO_SURNAMES = """
     Street Road Avenue Lane Drive Park Hill Court Bank Company University College School Hospital
     Museum Church Day Island River Lake County City Airport Station Hotel Club Corporation Inc Ltd
     Group Foundation Institute Award Prize Cup League Monday Tuesday Wednesday Thursday Friday
-    Saturday Sunday January February March April May June July August September October November
-    December The And Or But If When While Please Thanks Can Could Would Will Is Was Are Has Had
+    Saturday Sunday January February March April June July August September October November
+    December
+"""
+NO_SURNAMES = frozenset(_NO_SURNAMES.split())
+_FUNCTION_WORDS = """
+    The And Or But If When While Please Thanks Can Could Would Will Is Was Are Has Had
     Straße Platz Weg Allee Und Oder Der Die Das Ist Hat
-    """.split()
-)
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 SURNAME = rf"(?:{DOUBLE_SURNAMES}|[{SURNAMES}])"
 HAN = r"[\u4e00-\u9fff]"
-TAIL_WORDS = "今年在来的是住和了我也很从想要电手有，及与先女，不这那您你他她已会请把被将于为需就都还又给出男性身证号地址"
+TAIL_WORDS = (
+    "今年在来的是住和了我也很从想要电手有，及与先女，不这那您你他她已会请把被将于为"
+    "需就都还又给出男性身证号地址"
+)
 GIVEN_HAN = rf"[^\W\d_a-zA-Z{TAIL_WORDS}](?:(?![{TAIL_WORDS}]){HAN})?"
 NAMED_HAN = re.compile(
-    r"(?:(?:姓名|联系人|收件人|收货人|寄件人|客户|患者|病人|户名|持卡人|署名|经办人|负责人|申请人|投保人|"
+    r"(?:(?:姓名|联系人|收件人|收货人|寄件人|客户|患者|病人|户名|持卡人|署名|经办人|负责人|"
+    r"申请人|投保人|"
     r"学生|员工|名字|本人|法人|签名)[\"“]?[ ]?(?:[:：]|是|为|叫)|我叫|名叫|叫做|名为)[\" “]{0,3}"
     rf"(?P<value>{SURNAME}{GIVEN_HAN})"
 )
 HONOURED_HAN = re.compile(
-    rf"(?:(?<!{HAN})|(?<=[找请问叫给致跟向]))(?P<value>{SURNAME}(?:(?![{TAIL_WORDS}和]){HAN}){{0,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|律师|同学|师傅|主任|阿姨|叔叔)"
+    rf"(?:(?<!{HAN})|(?<=[找请问叫给致跟向]))(?P<value>{SURNAME}(?:(?![{TAIL_WORDS}和])"
+    rf"{HAN}){{0,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|律师|同学|师傅|主任|阿姨|叔叔)"
 )
 NAME_SCORE, WEAK_SCORE = 0.7, 0.6
 
@@ -112,9 +127,9 @@ def check_known(match: "re.Match[str]") -> Found | None:
         return None
     start += sum(len(word) + 1 for word in words[:first])
     kept = words[first:]
-    while kept and kept[-1] in NO_SURNAMES:
+    while kept and kept[-1] in NO_SURNAMES | FUNCTION_WORDS:
         kept.pop()
-    if len(kept) < 2 or kept[1] in NO_SURNAMES:
+    if len(kept) < 2 or kept[1] in NO_SURNAMES | FUNCTION_WORDS:
         return None
     return start, start + len(" ".join(kept)), WEAK_SCORE
 
@@ -123,9 +138,9 @@ def check_introduced(match: "re.Match[str]") -> Found | None:
     """Accept what stands where a name belongs; cut words that start the next sentence."""
     start, end = bounds(match)
     words = match["value"].split(" ")
-    while len(words) > 1 and words[-1] in NO_SURNAMES:
+    while len(words) > 1 and words[-1] in FUNCTION_WORDS:
         words.pop()
-    if words[0] in NO_SURNAMES and match.re is not TITLED:
+    if words[0] in FUNCTION_WORDS:
         return None
     return start, start + len(" ".join(words)), NAME_SCORE
 
@@ -147,34 +162,105 @@ DETECTORS = (
     Detector(
         "PERSON",
         (rf"(?-i:\b({TITLES[3:-1].replace('Univ|', '')})\.? [A-Z\?])",),
-        TITLED, lambda match: check_introduced(match), 24, 120,
+        TITLED,
+        lambda match: check_introduced(match),
+        24,
+        120,
     ),
     Detector(
         "PERSON",
-        (r"(name|holder|attn|attention|patient|recipient|signed|signed by|partner|partnerin|er)"
-         r"[\"']? ?[:=]",),
-        LABELLED, check_introduced, 32, 120,
+        (
+            r"(name|holder|attn|attention|patient|recipient|signed|signed by|partner|partnerin|er)"
+            r"[\"']? ?[:=]",
+        ),
+        LABELLED,
+        check_introduced,
+        32,
+        120,
     ),
     Detector(
         "PERSON",
-        ("name is ", "name's ", r"\bnamed ", "name ist ", "ich hei(ß|ss)e ", "am called ",
-         "speaking with ", "spoke (to|with) ", "signed by "),
-        INTRODUCED, check_introduced, 24, 120,
+        (
+            "name is ",
+            "name's ",
+            r"\bnamed ",
+            "name ist ",
+            "ich hei(ß|ss)e ",
+            "am called ",
+            "speaking with ",
+            "spoke (to|with) ",
+            "signed by ",
+        ),
+        INTRODUCED,
+        check_introduced,
+        24,
+        120,
     ),
     Detector(
         "PERSON",
-        (r"(?-i:\b(Dear|Hi|Hello|Hey|Hallo|Lieber?|[Tt]his is|I am|I'm|[Ii]ch bin)\s[A-Z])",
-         r"(regards|sincerely|cheers|thanks|yours),(\s|\\n)", "Gr.{1,2}en,?(\\s|\\\\n)"),
-        GREETED, check_greeted, 32, 120,
+        (
+            r"(?-i:\b(Dear|Hi|Hello|Hey|Hallo|Lieber?|[Tt]his is|I am|I'm|[Ii]ch bin)\s[A-Z])",
+            r"(regards|sincerely|cheers|thanks|yours),(\s|\\n)",
+            "Gr.{1,2}en,?(\\s|\\\\n)",
+        ),
+        GREETED,
+        check_greeted,
+        32,
+        120,
     ),
-    Detector("PERSON", tuple(f"(?-i:{name}[ -])" for name in sorted(GIVEN_NAMES)), KNOWN,
-             check_known, 60, 100),
     Detector(
         "PERSON",
-        ("姓名", "[系件货寄卡责办请保]人", "客户", "患者", "病人", "户名", "署名", "学生", "员工", "名[字叫为]", "本人",
-         "法人", "签名", "我叫", "叫做"),
-        NAMED_HAN, check_han, 12, 16,
+        tuple(f"(?-i:{name}[ -])" for name in sorted(GIVEN_NAMES)),
+        KNOWN,
+        check_known,
+        60,
+        100,
     ),
-    Detector("PERSON", ("先生", "女士", "小姐", "太太", "老师", "医生", "教授", "经理", "律师", "同学", "师傅", "主任",
-                        "阿姨", "叔叔"), HONOURED_HAN, check_han, 8, 2),
-)  # fmt: skip
+    Detector(
+        "PERSON",
+        (
+            "姓名",
+            "[系件货寄卡责办请保]人",
+            "客户",
+            "患者",
+            "病人",
+            "户名",
+            "署名",
+            "学生",
+            "员工",
+            "名[字叫为]",
+            "本人",
+            "法人",
+            "签名",
+            "我叫",
+            "叫做",
+        ),
+        NAMED_HAN,
+        check_han,
+        12,
+        16,
+    ),
+    Detector(
+        "PERSON",
+        (
+            "先生",
+            "女士",
+            "小姐",
+            "太太",
+            "老师",
+            "医生",
+            "教授",
+            "经理",
+            "律师",
+            "同学",
+            "师傅",
+            "主任",
+            "阿姨",
+            "叔叔",
+        ),
+        HONOURED_HAN,
+        check_han,
+        8,
+        2,
+    ),
+)

@@ -6,7 +6,8 @@ import re
 from privacy.detectors import EDGE, END, Detector, Found, before, words
 
 IPV4 = re.compile(
-    r"(?:(?<![0-9A-Za-z_])(?<!\d\.)|(?<=(?<!\\)\\[nrt]))\d{1,3}(?:\[?\.\]?\d{1,3}){3}(?![0-9A-Za-z_])(?!\.\d)"
+    r"(?:(?<![0-9A-Za-z_])(?<!\d\.)|(?<=(?<!\\)\\[nrt]))\d{1,3}(?:\[?\.\]?\d{1,3})"
+    r"{3}(?![0-9A-Za-z_])(?!\.\d)"
 )
 IPV6 = re.compile(
     r"(?:(?<![0-9A-Za-z_.])|(?<=(?<!\\)\\[nrt]))(?=[0-9a-f:]{0,45}[0-9])"
@@ -15,18 +16,26 @@ IPV6 = re.compile(
     re.IGNORECASE,
 )
 MAC = re.compile(
-    EDGE
-    + r"(?<!-)(?<![0-9a-f]{4}\.)(?:[0-9a-f]{2}:(?:[0-9a-f]{2}:){4}[0-9a-f]{2}|[0-9a-f]{2}-(?:[0-9a-f]{2}-){4}[0-9a-f]{2}"
+    EDGE + r"(?<!-)(?<![0-9a-f]{4}\.)(?:[0-9a-f]{2}:(?:[0-9a-f]{2}:){4}[0-9a-f]{2}|"
+    r"[0-9a-f]{2}-(?:[0-9a-f]{2}-){4}[0-9a-f]{2}"
     r"|[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4})(?![:-]?[0-9a-f]{2}(?:[:-]|\b))(?!\.[0-9a-f])" + END,
     re.IGNORECASE,
 )
 MAC_BARE = re.compile(EDGE + r"[0-9a-f]{12}" + END, re.IGNORECASE)
 MAC_WORDS = words(r"\bmac\b", r"hardware address", r"ethernet", r"hwaddr", r"bssid", "物理地址")
 VERSION_WORDS = words(
-    r"\bv(?:er(?:sion)?)?\.? ?$", r"\bversion(?:en| is| number)?[: ]*$", r"\brelease[: ]*$", r"\bfirmware[: ]*$",
-    r"\bbuild[: ]*$", r"\bsection[: ]*$", r"\bchapter[: ]*$", r"版本(?:号)?[:： ]*$", r"\bdriver[: ]*$",
-    r"§ ?$", r"\boid[: ]*$",
-)  # fmt: skip
+    r"\bv(?:er(?:sion)?)?\.? ?$",
+    r"\bversion(?:en| is| number)?[: ]*$",
+    r"\brelease[: ]*$",
+    r"\bfirmware[: ]*$",
+    r"\bbuild[: ]*$",
+    r"\bsection[: ]*$",
+    r"\bchapter[: ]*$",
+    r"版本(?:号)?[:： ]*$",
+    r"\bdriver[: ]*$",
+    r"§ ?$",
+    r"\boid[: ]*$",
+)
 SECRET_PARAMETER = (
     r"(?:access_?token|auth_?token|api_?key|apikey|token|secret|client_secret|password|passwd|pwd"
     r"|sig|signature|x-amz-signature|sessionid|session_id|refresh_token|id_token|code)"
@@ -103,19 +112,33 @@ def _within_groups(match: "re.Match[str]", start: int, digits_max: int) -> bool:
 
 
 DETECTORS = (
-    Detector("IP_ADDRESS", (r"\d\[?\.\]?\d{1,3}\[?\.\]?\d{1,3}\[?\.\]?\d",), IPV4, check_ipv4, 24, 24),
     Detector(
-        "IP_ADDRESS", (r"[0-9a-f]{1,4}:[0-9a-f]{0,4}:[0-9a-f]{0,4}:", r"::[0-9a-f]", r"[0-9a-f]::"),
-        IPV6, check_ipv6, 64, 64,
+        "IP_ADDRESS", (r"\d\[?\.\]?\d{1,3}\[?\.\]?\d{1,3}\[?\.\]?\d",), IPV4, check_ipv4, 24, 24
+    ),
+    Detector(
+        "IP_ADDRESS",
+        (r"[0-9a-f]{1,4}:[0-9a-f]{0,4}:[0-9a-f]{0,4}:", r"::[0-9a-f]", r"[0-9a-f]::"),
+        IPV6,
+        check_ipv6,
+        64,
+        64,
     ),
     Detector(
         "MAC_ADDRESS",
         (r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}", r"[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}"),
-        MAC, check_mac, 32, 16,
+        MAC,
+        check_mac,
+        32,
+        16,
     ),
-    Detector("MAC_ADDRESS", (r"\bmac\b", "hardware address", "hwaddr", "bssid", "物理地址"), MAC_BARE,
-             check_bare_mac, 16, 48),
-    Detector("URL", (r"://[^\s/@]*@",), URL_CREDENTIALS, check_url,
-             440, 520),
+    Detector(
+        "MAC_ADDRESS",
+        (r"\bmac\b", "hardware address", "hwaddr", "bssid", "物理地址"),
+        MAC_BARE,
+        check_bare_mac,
+        16,
+        48,
+    ),
+    Detector("URL", (r"://[^\s/@]*@",), URL_CREDENTIALS, check_url, 440, 520),
     Detector("URL", (rf"[?&]{SECRET_PARAMETER}=",), URL_SECRET, check_url, 1400, 1400),
-)  # fmt: skip
+)

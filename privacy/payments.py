@@ -19,7 +19,7 @@ from privacy.detectors import (
 
 CARD_DIGITS_MIN, CARD_DIGITS_MAX = 12, 19
 CARD = re.compile(
-    NUMBER_EDGE + r"(?=[2-69]|1[ .-]?8|8[ .-]?[12])(?=(?P<value>\d(?:[ .-]?\d){11,18}))"
+    NUMBER_EDGE + r"(?=[2-69]|1[ .-]?8|8[ .-]?[12]|0604)(?=(?P<value>\d(?:[ .-]?\d){11,18}))"
 )
 BRANDS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})$"  # Visa
@@ -28,15 +28,28 @@ BRANDS = re.compile(
     r"|(?:6011|64[4-9]\d|65\d\d)\d{12,15}$"  # Discover
     r"|(?:30[0-5]\d|3095|36\d\d|3[89]\d\d)\d{10,15}$"  # Diners Club
     r"|35\d{14,17}$|(?:2131|1800)\d{11}$"  # JCB
-    r"|(?:50|5[6-8]|67)\d{10,17}$|(?:6304|6390)\d{8,15}$"  # Maestro
+    r"|(?:50|5[6-8]|67)\d{10,17}$|(?:0604|6304|6390)\d{8,15}$"  # Maestro
     r"|62\d{14,17}$"  # UnionPay
     r"|220[0-4]\d{12,15}$|9792\d{12}$"  # Mir, Troy
     r"|(?:60|81|82|508)\d{13,14}$"  # RuPay
 )
 CARD_WORDS = words(
-    r"\bcard\b", r"\bcredit", r"\bdebit", r"\bvisa\b", r"master ?card", r"\bamex\b", r"kredit",
-    r"karte\b", r"卡号", r"银行卡", r"信用卡", r"储蓄卡", r"借记卡", r"账号", r"account",
-)  # fmt: skip
+    r"\bcard\b",
+    r"\bcredit",
+    r"\bdebit",
+    r"\bvisa\b",
+    r"master ?card",
+    r"\bamex\b",
+    r"kredit",
+    r"karte\b",
+    r"卡号",
+    r"银行卡",
+    r"信用卡",
+    r"储蓄卡",
+    r"借记卡",
+    r"账号",
+    r"account",
+)
 SEPARATORS = re.compile("[ .-]")
 UNIONPAY_PREFIX = "62"
 MONERO_LENGTH = 95
@@ -144,15 +157,25 @@ def _shorter(candidate: str) -> str:
 
 DETECTORS = (
     Detector("CREDIT_CARD", (r"\d([ .-]?\d){11}",), CARD, check_card, 48, 32),
-    Detector("CN_BANK_CARD", (r"6[ .-]?2([ .-]?\d){15}", "银行卡", "储蓄卡", "借记卡"), CARD, check_bank_card, 48, 64),
     Detector(
-        "IBAN_CODE", (r"\b[a-z]{2}[ -]?\d[ -]?\d([ -]?[a-z0-9]){11}",
-                      r"n[a-z]{2}\d\d([ -]?[a-z0-9]){11}"), IBAN, check_iban, 40, 64,
+        "CN_BANK_CARD",
+        (r"6[ .-]?2([ .-]?\d){15}", "银行卡", "储蓄卡", "借记卡"),
+        CARD,
+        check_bank_card,
+        48,
+        64,
+    ),
+    Detector(
+        "IBAN_CODE",
+        (r"\b[a-z]{2}[ -]?\d[ -]?\d([ -]?[a-z0-9]){11}", r"n[a-z]{2}\d\d([ -]?[a-z0-9]){11}"),
+        IBAN,
+        check_iban,
+        40,
+        64,
     ),
     Detector("CRYPTO", (r"[1-9a-z]{25}",), BASE58_ADDRESS, check_base58, 120, 120),
-    Detector("CRYPTO", (r"(bc|tb|ltc|bcrt)1[02-9a-z]{11}",), BECH32_ADDRESS, check_bech32,
-             24, 96),
+    Detector("CRYPTO", (r"(bc|tb|ltc|bcrt)1[02-9a-z]{11}",), BECH32_ADDRESS, check_bech32, 24, 96),
     Detector("CRYPTO", (r"0x[0-9a-f]{9}",), ETHEREUM, before=16, after=48),
     Detector("CRYPTO", ("addr1[02-9a-z]{8}",), CARDANO, before=16, after=104),
     Detector("CRYPTO", (r"solana|phantom|wallet|\bsol\b|钱包",), SOLANA, check_solana, 64, 96),
-)  # fmt: skip
+)

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from privacy import contacts, credentials, documents, names, networks, payments, places
+from privacy import credentials, documents, emails, names, networks, payments, phones, places
 from privacy.detectors import Detector
 from privacy.folding import CodePage, fold
 from privacy.operators import Operator, replace
 
 DETECTORS: tuple[Detector, ...] = (
-    *contacts.DETECTORS,
+    *emails.DETECTORS,
+    *phones.DETECTORS,
     *payments.DETECTORS,
     *networks.DETECTORS,
     *credentials.DETECTORS,
@@ -56,6 +57,9 @@ class PiiConfig(BaseModel):
     )
 
 
+EVERYTHING = PiiConfig()
+
+
 class Recogniser(Protocol):
     """Finds spans by other means than patterns, such as a token-classification model."""
 
@@ -72,7 +76,7 @@ class Scanner:
     """
 
     def __init__(
-        self, config: PiiConfig = PiiConfig(), recognisers: Iterable[Recogniser] = ()
+        self, config: PiiConfig = EVERYTHING, recognisers: Iterable[Recogniser] = ()
     ) -> None:
         import hyperscan
 
@@ -120,16 +124,16 @@ class Scanner:
         if not hits:
             return found
         starts = list(accumulate((len(text) + 1 for text in texts[:-1]), initial=0))
-        places = folded.places
-        inner = starts if places is None else np.searchsorted(places, starts).tolist()
+        origin = folded.places
+        inner = starts if origin is None else np.searchsorted(origin, starts).tolist()
         for detector, first, last in self._windows(hits, inner, len(folded.text)):
             for match in detector.pattern.finditer(folded.text, first, last):
                 accepted = detector.check(match)
                 if accepted is None or accepted[2] < self._config.score_min:
                     continue
                 start, end, score = accepted
-                if places is not None:
-                    start, end = int(places[start]), int(places[end - 1]) + 1
+                if origin is not None:
+                    start, end = int(origin[start]), int(origin[end - 1]) + 1
                 index = bisect_right(starts, start) - 1
                 offset = starts[index]
                 found[index].append(Span(detector.type, start - offset, end - offset, score))
@@ -142,10 +146,10 @@ class Scanner:
         ends: dict[int, list[int]] = {}
         for trigger, end in hits:
             ends.setdefault(self._engine.detector_of[trigger], []).append(end)
-        for index, places in ends.items():
+        for index, hit_ends in ends.items():
             detector = self._engine.detectors[index]
             first = last = -1
-            for place in sorted(places):
+            for place in sorted(hit_ends):
                 text = bisect_right(starts, place - 1) - 1
                 low = max(starts[text], place - detector.before)
                 limit = starts[text + 1] - 1 if text + 1 < len(starts) else length

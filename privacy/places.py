@@ -7,7 +7,7 @@ import re
 
 from privacy.detectors import Detector, Found, bounds
 
-STREETS = """
+_STREET_WORDS = """
     Alley Ally Annex Anex Arcade Avenue Ave Bayou Beach Bend Bluff Bluffs Bottom Boulevard Blvd
     Branch Bridge Brook Brooks Burg Burgs Bypass Camp Canyon Cape Causeway Center Centers Circle
     Circles Cliff Cliffs Close Club Common Commons Corner Corners Course Court Courts Cove Coves
@@ -24,7 +24,8 @@ STREETS = """
     Summit Terrace Throughway Trace Track Trafficway Trail Trailer Tunnel Turnpike Underpass Union
     Unions Valley Valleys Via Viaduct View Views Village Villages Ville Vista Walk Walks Wall Way
     Ways Well Wells Dr Ct Cir Ter
-    """.split()
+"""
+STREETS = tuple(_STREET_WORDS.split())
 _STREET = "|".join(sorted(STREETS, key=lambda word: (-len(word), word)))
 GAP = r"(?:,?[ ]|,?\n|,?\\n)"
 UNIT = r"(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Room|Rm|#)\.?[ ]?\w{1,6}"
@@ -64,13 +65,16 @@ GERMAN_STREET = (
     r"markt|graben|berg|winkel|brücke|kamp|twiete|zeile)"
 )
 STREET_DE = re.compile(
-    r"(?:(?<![\w.-])|(?<=(?<!\\)\\[nrt]))(?:(?:Am|An der|An den|Auf dem|Auf der|Im|In der|Zum|Zur|Unter den)"
+    r"(?:(?<![\w.-])|(?<=(?<!\\)\\[nrt]))(?:(?:Am|An der|An den|Auf dem|Auf der|Im|In der|"
+    r"Zum|Zur|Unter den)"
     rf"[ ]{GERMAN_WORD}|(?:{GERMAN_WORD}[ ]){{0,2}}?[A-ZÄÖÜ][A-Za-zäöüßéèÄÖÜ.'’-]*?{GERMAN_STREET}|"
-    rf"(?:{GERMAN_WORD}[ -]){{1,3}}(?i:{GERMAN_STREET}))[ ]\d{{1,4}}[ ]?[a-h]?(?:[ ]?[-/+][ ]?\d{{1,4}}[a-h]?)?"
+    rf"(?:{GERMAN_WORD}[ -]){{1,3}}(?i:{GERMAN_STREET}))[ ]\d{{1,4}}[ ]?[a-h]?(?:[ ]?[-/+][ "
+    rf"]?\d{{1,4}}[a-h]?)?"
     rf"(?:{GAP}(?:D-)?\d{{5}}[ ]{GERMAN_TOWN})?(?!\w)"
 )
 TOWN_DE = re.compile(
-    r"(?:(?<![\w.,-])|(?<=(?<!\\)\\[nrt]))(?P<street>(?:[A-ZÄÖÜ][\w.'’-]*[ ](?:(?:am|an|der|den|dem|auf|in|im|zum|zur|von|vom)[ ]){0,2}){1,4}\d{1,4}(?:[ ]?[-/][ ]?\d{1,4})?[a-h]?)"
+    r"(?:(?<![\w.,-])|(?<=(?<!\\)\\[nrt]))(?P<street>(?:[A-ZÄÖÜ][\w.'’-]*[ ](?:(?:am|an|der|"
+    r"den|dem|auf|in|im|zum|zur|von|vom)[ ]){0,2}){1,4}\d{1,4}(?:[ ]?[-/][ ]?\d{1,4})?[a-h]?)"
     rf"{GAP}(?:D-)?\d{{5}}[ ]{GERMAN_TOWN}(?!\w)"
 )
 HAN = r"[\u4e00-\u9fff]"
@@ -86,7 +90,8 @@ STREET_CN = re.compile(
     rf"(?:{HAN}{{0,6}}?[0-9A-Za-z-]{{1,6}}{PART}){{0,4}})"
 )
 LEADING_CN = re.compile(
-    r"^.*?(?:家住|住在|住址|地址|寄到|送到|发到|发往|寄往|位于|来自|居住于|住|寄|送|到|在|是|为|于|去|我)+"
+    r"^.*?(?:家住|住在|住址|地址|寄到|送到|发到|发往|寄往|位于|来自|居住于|住|寄|送|到|在|"
+    r"是|为|于|去|我)+"
 )
 ADDRESS_SCORE = 0.7
 
@@ -105,17 +110,40 @@ def check_chinese(match: "re.Match[str]") -> Found | None:
 
 
 DETECTORS = (
-    Detector("LOCATION", tuple(rf"(?-i: {word}\b)" for word in STREETS), STREET, check_address, 80, 100),
-    Detector("LOCATION", (r"\b(flat|studio|apartment|unit) \d",), FLAT_STREET, check_address, 24, 120),
+    Detector(
+        "LOCATION", tuple(rf"(?-i: {word}\b)" for word in STREETS), STREET, check_address, 80, 100
+    ),
+    Detector(
+        "LOCATION", (r"\b(flat|studio|apartment|unit) \d",), FLAT_STREET, check_address, 24, 120
+    ),
     Detector("LOCATION", (r"\b[afd]po,? a[aep] \d{5}",), MILITARY, check_address, 60, 8),
     Detector("LOCATION", (r"p\.? ?o\.? ?box \d", r"postfach \d"), POST_BOX, check_address, 16, 80),
     Detector("LOCATION", (r"(?-i:[a-z], [A-Z]{2} \d{5})",), CITY_ZIP, check_address, 60, 8),
-    Detector("LOCATION", (r"(?-i:[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2})",), POSTCODE_GB, check_address, 16, 4),
-    Detector("LOCATION", (r"(stra(ß|ss)e|str\.|weg|platz|allee|gasse|ring|damm|ufer|hof|chaussee|"
-                          r"steig|stieg|pfad|markt|graben|berg|winkel|br.cke|kamp|twiete|zeile) \d",
-                          r"(?-i:\b(Am|An de[rn]|Auf de[mr]|Im|In der|Zum|Zur|Unter den) [A-Z\?][^\s]+ \d)"),
-             STREET_DE, check_address, 80, 60),
-    Detector("LOCATION", (r"(?-i:\d[a-h]?(,? |,?\n|,?\\n)(D-)?\d{5} [A-Z\?äöü])",), TOWN_DE, check_address, 56, 48),
-    Detector("LOCATION", (rf"[a-z0-9一二三四五六七八九十]{PART}",), ADDRESS_CN, check_chinese, 60, 40),
+    Detector(
+        "LOCATION", (r"(?-i:[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2})",), POSTCODE_GB, check_address, 16, 4
+    ),
+    Detector(
+        "LOCATION",
+        (
+            r"(stra(ß|ss)e|str\.|weg|platz|allee|gasse|ring|damm|ufer|hof|chaussee|"
+            r"steig|stieg|pfad|markt|graben|berg|winkel|br.cke|kamp|twiete|zeile) \d",
+            r"(?-i:\b(Am|An de[rn]|Auf de[mr]|Im|In der|Zum|Zur|Unter den) [A-Z\?][^\s]+ \d)",
+        ),
+        STREET_DE,
+        check_address,
+        80,
+        60,
+    ),
+    Detector(
+        "LOCATION",
+        (r"(?-i:\d[a-h]?(,? |,?\n|,?\\n)(D-)?\d{5} [A-Z\?äöü])",),
+        TOWN_DE,
+        check_address,
+        56,
+        48,
+    ),
+    Detector(
+        "LOCATION", (rf"[a-z0-9一二三四五六七八九十]{PART}",), ADDRESS_CN, check_chinese, 60, 40
+    ),
     Detector("LOCATION", (r"[路街道巷同]\d{1,5}[号弄]",), STREET_CN, check_chinese, 16, 40),
-)  # fmt: skip
+)

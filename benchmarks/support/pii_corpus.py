@@ -24,23 +24,50 @@ class Labelled:
 
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
-        "": ("Please write to {} about it.", "{} is what they gave me", "Use {}, then reply.",
-             "I sent it yesterday ({}) but nobody answered.", "Contact: {}\nThanks"),
-        "PHONE_NUMBER": ("Call me at {} after six.", "My phone number is {}.", "Tel: {}",
-                         "You can reach us on {} or by post.", "Fax {}, office hours only"),
+        "": (
+            "Please write to {} about it.",
+            "{} is what they gave me",
+            "Use {}, then reply.",
+            "I sent it yesterday ({}) but nobody answered.",
+            "Contact: {}\nThanks",
+        ),
+        "PHONE_NUMBER": (
+            "Call me at {} after six.",
+            "My phone number is {}.",
+            "Tel: {}",
+            "You can reach us on {} or by post.",
+            "Fax {}, office hours only",
+        ),
         "US_SSN": ("My social security number is {}.", "SSN: {}", "The form shows SSN {} twice."),
         "PASSPORT": ("My passport number is {}.", "Passport no. {} expires soon", "passport: {}"),
-        "LICENSE_PLATE": ("The license plate is {}.", "Number plate {}", "licence plate: {}, a van"),
+        "LICENSE_PLATE": (
+            "The license plate is {}.",
+            "Number plate {}",
+            "licence plate: {}, a van",
+        ),
         "DATE_OF_BIRTH": ("I was born on {}.", "Date of birth: {}", "DOB {}, male"),
-        "PERSON": ("My name is {}.", "{} called again this morning.", "Dear {},\nthank you.",
-                   "Name: {}", "I spoke to {} yesterday."),
+        "PERSON": (
+            "My name is {}.",
+            "{} called again this morning.",
+            "Dear {},\nthank you.",
+            "Name: {}",
+            "I spoke to {} yesterday.",
+        ),
         "LOCATION": ("I live at {}.", "Ship it to:\n{}", "Address: {}"),
     },
     "de": {
-        "": ("Bitte schreiben Sie an {} zurück.", "{} wurde mir genannt", "Nutzen Sie {}, danke.",
-             "Gestern gesendet ({}), aber keine Antwort."),
-        "PHONE_NUMBER": ("Rufen Sie mich unter {} an.", "Meine Telefonnummer ist {}.", "Tel.: {}",
-                         "Sie erreichen uns unter {} oder per Post."),
+        "": (
+            "Bitte schreiben Sie an {} zurück.",
+            "{} wurde mir genannt",
+            "Nutzen Sie {}, danke.",
+            "Gestern gesendet ({}), aber keine Antwort.",
+        ),
+        "PHONE_NUMBER": (
+            "Rufen Sie mich unter {} an.",
+            "Meine Telefonnummer ist {}.",
+            "Tel.: {}",
+            "Sie erreichen uns unter {} oder per Post.",
+        ),
         "US_SSN": ("Die US social security number lautet {}.",),
         "PASSPORT": ("Meine Reisepassnummer ist {}.", "Reisepass: {}", "Passnummer {}"),
         "LICENSE_PLATE": ("Das Kennzeichen ist {}.", "Kennzeichen: {}"),
@@ -49,7 +76,12 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
         "LOCATION": ("Ich wohne in der {}.", "Adresse: {}", "Bitte senden an\n{}"),
     },
     "zh": {
-        "": ("请发到{}谢谢。", "我提供的是{}，请查收", "昨天已经发送（{}）但没有回复。", "{} 这个可以用吗"),
+        "": (
+            "请发到{}谢谢。",
+            "我提供的是{}，请查收",
+            "昨天已经发送（{}）但没有回复。",
+            "{} 这个可以用吗",
+        ),
         "PHONE_NUMBER": ("请拨打{}联系我。", "我的手机号是{}，谢谢", "电话：{}"),
         "US_SSN": ("美国社会安全号{}", "SSN：{}。"),
         "PASSPORT": ("我的护照号码是{}。", "护照：{}"),
@@ -58,12 +90,12 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
         "PERSON": ("我叫{}，想咨询一下。", "姓名：{}", "联系人：{}，请尽快"),
         "LOCATION": ("我住在{}。", "收货地址：{}", "请寄到{}，谢谢"),
     },
-}  # fmt: skip
+}
 
 
 def _date(rng: random.Random, fake: Any) -> str:
     day = fake.date_of_birth()
-    return day.strftime(rng.choice(["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d %B %Y", "%B %d, %Y"]))
+    return str(day.strftime(rng.choice(["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d %B %Y", "%B %d, %Y"])))
 
 
 def _plate_cn(rng: random.Random, fake: Any) -> str:
@@ -78,14 +110,21 @@ def _phone(rng: random.Random, fake: Any) -> str:
     return number
 
 
+def _ssn(rng: random.Random, fake: Any) -> str:
+    number = values.ssn(rng)
+    return f"{number[:3]}-{number[3:5]}-{number[5:]}"
+
+
 def _url(rng: random.Random, fake: Any) -> str:
     secret = values.draw(rng, values.ALNUM, 12)
     return rng.choice(
-        [f"https://{fake.user_name()}:{secret}@{fake.domain_name()}/path",
-         f"postgresql://{fake.user_name()}:{secret}@db.{fake.domain_name()}:5432/app",
-         f"https://{fake.domain_name()}/cb?access_token={secret}&x=1",
-         f"redis://:{secret}@{fake.domain_name()}:6379/0"]
-    )  # fmt: skip
+        [
+            f"https://{fake.user_name()}:{secret}@{fake.domain_name()}/path",
+            f"postgresql://{fake.user_name()}:{secret}@db.{fake.domain_name()}:5432/app",
+            f"https://{fake.domain_name()}/cb?access_token={secret}&x=1",
+            f"redis://:{secret}@{fake.domain_name()}:6379/0",
+        ]
+    )
 
 
 VALUES: dict[str, Value] = {
@@ -105,9 +144,7 @@ VALUES: dict[str, Value] = {
     "IBAN_CODE": lambda rng, fake: rng.choice(
         [values.iban(rng), values.grouped(values.iban(rng) + " ", " ").strip()]
     ),
-    "US_SSN": lambda rng, fake: "{0[0]}{0[1]}{0[2]}-{0[3]}{0[4]}-{0[5]}{0[6]}{0[7]}{0[8]}".format(
-        values.ssn(rng)
-    ),
+    "US_SSN": _ssn,
     "CN_ID_CARD": lambda rng, fake: values.cn_id(rng),
     "PASSPORT": lambda rng, fake: fake.passport_number(),
     "IP_ADDRESS": lambda rng, fake: rng.choice([fake.ipv4, fake.ipv6])(),
@@ -148,7 +185,8 @@ def innocent(rng: random.Random) -> str:
             f"Your total is ${rng.randint(1, 9)},{digits(3)}.{digits(2)} for {digits(2)} items.",
             f"Tracking number 1Z{digits(6)}A{digits(9)} is on its way.",
             f"Invoice {digits(8)} is due on {day}; reference RE-{digits(4)}-{digits(3)}.",
-            f"We use version {rng.randint(1, 9)}.{digits(1)}.{digits(1)}.{digits(2)} of the driver.",
+            f"We use version {rng.randint(1, 9)}.{digits(1)}.{digits(1)}.{digits(2)} of the "
+            f"driver.",
             f"commit {values.draw(rng, values.HEX, 40)} broke the build",
             f"The id is {values.draw(rng, values.HEX, 8)}-{values.draw(rng, values.HEX, 4)}-4"
             f"{values.draw(rng, values.HEX, 3)}-a{values.draw(rng, values.HEX, 3)}-"
@@ -157,7 +195,8 @@ def innocent(rng: random.Random) -> str:
             f"It measured {digits(3)}.{digits(4)} to {digits(3)}.{digits(6)} metres.",
             f"The meeting is on {day} from 10:00 to 11:30 in room {digits(3)}.",
             f"std::vector<int> v{{{digits(1)}, {digits(1)}}}; // a::b::c[{digits(1)}]",
-            f"Population grew from {digits(3)} {digits(3)} to {digits(2)} million in 20{digits(2)}.",
+            f"Population grew from {digits(3)} {digits(3)} to {digits(2)} million in "
+            f"20{digits(2)}.",
             f"Card 4{luhn_broken(rng)} was refused.",
             f"timestamp 1{digits(9)} and 1{digits(12)} in milliseconds",
             "Look at the menu and dot the i at the end, then mark it with a will.",
@@ -165,7 +204,8 @@ def innocent(rng: random.Random) -> str:
             f"今年第{digits(1)}季度增长了{digits(2)}.{digits(1)}%，达到{digits(4)}万元。",
             f"会议时间：{day} 10:30，地点三楼{digits(3)}会议室。",
             "我是来咨询退货的，请问多久能到账？",
-            f"Die Rechnung Nr. {digits(7)} vom {rng.randint(10, 28)}.0{rng.randint(1, 9)}.2025 ist offen.",
+            f"Die Rechnung Nr. {digits(7)} vom {rng.randint(10, 28)}.0{rng.randint(1, 9)}.20"
+            f"25 ist offen.",
             f"Es kostet {digits(2)},{digits(2)} Euro, Artikel {digits(3)}-{digits(4)}.",
             "Am Montag fahren wir mit dem Zug nach Hamburg, Gleis 12.",
         ]

@@ -57,7 +57,8 @@ def score(
             if type_ not in scores:
                 continue
             right = any(
-                type_ == name and first < end and start < last for name, start, end in document.spans
+                type_ == name and first < end and start < last
+                for name, start, end in document.spans
             )
             scores[type_].predicted += 1
             scores[type_].right += right

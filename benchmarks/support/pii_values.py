@@ -1,4 +1,4 @@
-"""Valid values that Faker does not make: checksummed numbers, keys and tokens, drawn from a seed."""
+"""Valid values that Faker does not make: checksummed numbers, keys and tokens, from a seed."""
 
 import base64
 import hashlib
@@ -30,9 +30,22 @@ def luhn_complete(digits: str) -> str:
 def card(rng: random.Random) -> str:
     """Return a card number of a large issuer, without separators."""
     prefix, length = rng.choice(
-        [("4", 16), ("51", 16), ("55", 16), ("2345", 16), ("34", 15), ("37", 15), ("6011", 16),
-         ("65", 16), ("3528", 16), ("36", 14), ("62", 16), ("4", 13), ("6759", 12)]
-    )  # fmt: skip
+        [
+            ("4", 16),
+            ("51", 16),
+            ("55", 16),
+            ("2345", 16),
+            ("34", 15),
+            ("37", 15),
+            ("6011", 16),
+            ("65", 16),
+            ("3528", 16),
+            ("36", 14),
+            ("62", 16),
+            ("4", 13),
+            ("6759", 12),
+        ]
+    )
     return luhn_complete(prefix + draw(rng, string.digits, length - len(prefix) - 1))
 
 
@@ -55,9 +68,17 @@ def grouped(number: str, separator: str) -> str:
 def iban(rng: random.Random) -> str:
     """Return an IBAN of one of eight countries."""
     country, form = rng.choice(
-        [("DE", "d" * 18), ("GB", "aaaa" + "d" * 14), ("FR", "d" * 23), ("NL", "aaaa" + "d" * 10),
-         ("CH", "d" * 17), ("ES", "d" * 20), ("AT", "d" * 16), ("NO", "d" * 11)]
-    )  # fmt: skip
+        [
+            ("DE", "d" * 18),
+            ("GB", "aaaa" + "d" * 14),
+            ("FR", "d" * 23),
+            ("NL", "aaaa" + "d" * 10),
+            ("CH", "d" * 17),
+            ("ES", "d" * 20),
+            ("AT", "d" * 16),
+            ("NO", "d" * 11),
+        ]
+    )
     body = "".join(
         draw(rng, string.digits if kind == "d" else string.ascii_uppercase, 1) for kind in form
     )
@@ -118,14 +139,33 @@ def api_key(rng: random.Random) -> str:
     """Return a key in the form of one of many providers."""
     upper = string.ascii_uppercase + string.digits
     forms = [
-        ("AKIA", upper, 16), ("ghp_", ALNUM, 36), ("github_pat_", ALNUM, 82), ("glpat-", URL_SAFE, 20),
-        ("AIza", URL_SAFE, 35), ("sk_live_", ALNUM, 24), ("rk_live_", ALNUM, 24), ("hf_", ALNUM, 34),
-        ("sk-proj-", ALNUM, 48), ("sk-ant-api03-", URL_SAFE, 93), ("npm_", ALNUM, 36),
-        ("SK", HEX, 32), ("dop_v1_", HEX, 64), ("dapi", HEX, 32), ("shpat_", HEX, 32),
-        ("LTAI5t", ALNUM, 18), ("AKID", ALNUM, 32), ("gsk_", ALNUM, 52), ("GOCSPX-", URL_SAFE, 28),
-        ("xoxb-", string.digits, 12), ("pypi-AgEIcHlwaS5vcmc", URL_SAFE, 60), ("hvs.", ALNUM, 24),
-        ("glsa_", ALNUM, 41), ("dckr_pat_", ALNUM, 27), ("sq0atp-", ALNUM, 22), ("key-", HEX, 32),
-    ]  # fmt: skip
+        ("AKIA", upper, 16),
+        ("ghp_", ALNUM, 36),
+        ("github_pat_", ALNUM, 82),
+        ("glpat-", URL_SAFE, 20),
+        ("AIza", URL_SAFE, 35),
+        ("sk_live_", ALNUM, 24),
+        ("rk_live_", ALNUM, 24),
+        ("hf_", ALNUM, 34),
+        ("sk-proj-", ALNUM, 48),
+        ("sk-ant-api03-", URL_SAFE, 93),
+        ("npm_", ALNUM, 36),
+        ("SK", HEX, 32),
+        ("dop_v1_", HEX, 64),
+        ("dapi", HEX, 32),
+        ("shpat_", HEX, 32),
+        ("LTAI5t", ALNUM, 18),
+        ("AKID", ALNUM, 32),
+        ("gsk_", ALNUM, 52),
+        ("GOCSPX-", URL_SAFE, 28),
+        ("xoxb-", string.digits, 12),
+        ("pypi-AgEIcHlwaS5vcmc", URL_SAFE, 60),
+        ("hvs.", ALNUM, 24),
+        ("glsa_", ALNUM, 41),
+        ("dckr_pat_", ALNUM, 27),
+        ("sq0atp-", ALNUM, 22),
+        ("key-", HEX, 32),
+    ]
     prefix, alphabet, count = rng.choice(forms)
     middle = draw(rng, alphabet, count - 1) + rng.choice(
         ALNUM if alphabet == URL_SAFE else alphabet
