@@ -25,6 +25,7 @@ from core.errors import InputError
 from observability.tally import FailedRequest, LoadReport, Tally
 
 CHAT_PATH = "/openai/v1/chat/completions"
+HELD_BACK = b'"code":"content_filter"'
 Prompt = str | Sequence[Message]
 
 
@@ -237,9 +238,14 @@ def _body(config: LoadConfig, prompt: Prompt) -> tuple[bytes, bytes]:
 
 
 def _flaw(status: int, content: bytes, stream: bool) -> str:
-    """What is wrong with an answer that came to its end; empty when nothing is."""
+    """What is wrong with an answer that came to its end; empty when nothing is.
+
+    A prompt that the safety policy holds back was answered: with the policy's refusal.
+    """
     if status == 429:
         return "limited"
+    if status == 400 and HELD_BACK in content:
+        return ""
     if status != 200:
         return f"status_{status}"
     if stream:

@@ -41,8 +41,10 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "drop":
             self.close_connection = True
             return
-        status = {"limited": 429, "error": 500}.get(kind, 200)
-        body = {"html": b"<html>", "empty": b'{"choices": []}'}.get(kind, GOOD)
+        status = {"limited": 429, "error": 500, "bad": 400, "held": 400}.get(kind, 200)
+        held = b'{"error":{"message":"held back","code":"content_filter"}}'
+        bodies = {"html": b"<html>", "empty": b'{"choices": []}', "bad": b"{}", "held": held}
+        body = bodies.get(kind, GOOD)
         if self.server.bodies[-1].get("stream"):
             end = b"" if kind == "open" else b"data: [DONE]\n\n"
             body = b'data: {"choices": []}\n\n' + end
@@ -94,6 +96,7 @@ def test_prompts_are_replayed_in_order_at_the_rate(server: Server) -> None:
     ("kind", "cause"),
     [
         ("error", "status_500"),
+        ("bad", "status_400"),
         ("html", "broken_body"),
         ("empty", "empty_body"),
         ("cut", "answer_cut"),
@@ -121,6 +124,12 @@ def test_being_asked_to_come_back_is_counted_on_its_own(server: Server) -> None:
     server.kind = "limited"
     report = load(server).wait()
     assert (report.limited, report.failed, report.ok) == (report.sent, 0, 0)
+
+
+def test_a_prompt_that_the_policy_holds_back_was_answered(server: Server) -> None:
+    server.kind = "held"
+    report = load(server).wait()
+    assert (report.ok, report.failed) == (report.sent, 0)
 
 
 def test_nobody_listening_is_a_failed_request(server: Server) -> None:
