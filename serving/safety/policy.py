@@ -188,9 +188,11 @@ class Policy(Part):
 
 def parse_policy(text: str, source: str) -> Policy:
     """Return a validated policy. Raises ConfigurationError saying where and what is wrong."""
+    if len(text) > POLICY_BYTES_MAX:
+        raise ConfigurationError(f"{source} is larger than {POLICY_BYTES_MAX} bytes")
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigurationError(f"{source} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{source} must hold one mapping; see `serin policy show`")
@@ -203,8 +205,6 @@ def parse_policy(text: str, source: str) -> Policy:
 def read_policy(file: Path) -> Policy:
     """Read and validate a policy file. Raises ConfigurationError."""
     try:
-        if file.stat().st_size > POLICY_BYTES_MAX:
-            raise ConfigurationError(f"{file} is larger than {POLICY_BYTES_MAX} bytes")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the policy {file} cannot be read: {error}") from error

@@ -1,6 +1,6 @@
 """The policy in force: read from a watched folder, swapped in one step, never an invalid one.
 
-The folder is watched, not the file: a ConfigMap changes by a symlink swap beside the file.
+The path is resolved anew at each look: a ConfigMap changes by a symlink swap beside the file.
 """
 
 import logging
@@ -23,9 +23,9 @@ from serving.safety.policy import (
 
 log = logging.getLogger("serin.safety")
 
-DEBOUNCE_MILLISECONDS = 20
-LOOK_MILLISECONDS = 250
-"""Even without an event the file is looked at so often: some file systems tell nothing."""
+LOOK_SECONDS = 0.1
+"""A look reads one small file. Unlike events it works on every file system, survives a folder that
+is replaced, and needs nothing that can run out (inotify watches do)."""
 CLOSE_SECONDS = 2.0
 RETIRED_SECONDS = 60.0
 Build = Callable[[Policy], Chain]
@@ -49,7 +49,7 @@ class PolicyStore:
     def __init__(self, folder: Path | None, build: Build = build_chain) -> None:
         self._folder = folder
         self._build = build
-        self._seen = ""
+        self._seen = self._half_seen = ""
         self._refusal: Refusal | None = None
         self._stop = threading.Event()
         self._watching: threading.Thread | None = None
@@ -79,7 +79,6 @@ class PolicyStore:
         """Watch the folder from a thread; without a folder there is nothing to watch."""
         if self._folder is None or self._watching is not None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._watching = threading.Thread(target=self._watch, name="policy-watch", daemon=True)
         self._watching.start()
 
@@ -90,13 +89,16 @@ class PolicyStore:
             self._watching.join(CLOSE_SECONDS)
 
     def look(self) -> bool:
-        """Read the file and activate what changed; return whether another policy is in force."""
+        """Read the file; activate what two looks found alike. Return whether the policy changed."""
         text = self._read()
         if text is None:
             if self._seen:
                 self._refuse("", f"{POLICY_NAME} is gone; the last policy stays in force")
             return False
         digest = digest_bytes(text)
+        if digest != self._half_seen:  # a file in the middle of being written may make sense too
+            self._half_seen = digest
+            return False
         if digest == self._seen:
             return False
         self._seen = digest
@@ -132,20 +134,7 @@ class PolicyStore:
             log.error("policy refused, %s stays in force: %s", self.policy_hash[:12], reason)
 
     def _watch(self) -> None:
-        from watchfiles import watch
-
-        assert self._folder is not None
-        for _ in watch(
-            self._folder,
-            watch_filter=None,
-            debounce=DEBOUNCE_MILLISECONDS,
-            step=DEBOUNCE_MILLISECONDS,
-            rust_timeout=LOOK_MILLISECONDS,
-            yield_on_timeout=True,
-            stop_event=self._stop,
-            recursive=False,
-            raise_interrupt=False,
-        ):
+        while not self._stop.wait(LOOK_SECONDS):
             try:
                 self.look()
             except Exception:  # noqa: BLE001 - the watch outlives whatever one file does to it

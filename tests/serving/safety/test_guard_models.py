@@ -74,7 +74,8 @@ def answering_model(folder: Path, answers: dict[str, str]) -> Path:
 def guard_chain(path: Path, kind: str, **fields: Any) -> Chain:
     """Return a chain of one guard, with a time limit that a busy machine keeps."""
     guard = {"name": kind, "kind": kind, "path": str(path), "timeout_seconds": 60, **fields}
-    return only(guards=[guard])
+    made: Chain = only(guards=[guard])
+    return made
 
 
 @pytest.fixture(scope="module")

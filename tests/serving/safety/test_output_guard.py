@@ -39,7 +39,8 @@ def run(chain: Chain, text: str, sizes: list[int]) -> tuple[str, bool, list[str]
 @pytest.fixture(scope="module")
 def strict() -> Chain:
     types = {"EMAIL_ADDRESS": "redact", "PHONE_NUMBER": "redact"}
-    return only(lexicon=LEXICON, personal_data={"types": types}, stream=SMALL)
+    made: Chain = only(lexicon=LEXICON, personal_data={"types": types}, stream=SMALL)
+    return made
 
 
 @settings(deadline=None, max_examples=60)

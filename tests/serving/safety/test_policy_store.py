@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from core.errors import ConfigurationError
 from serving.safety.policy import (
+    POLICY_BYTES_MAX,
     POLICY_NAME,
     SHIPPED_POLICY,
     Policy,
@@ -133,3 +135,41 @@ def test_what_is_shown_is_the_same_policy() -> None:
     shipped = read_policy(SHIPPED_POLICY)
     assert parse_policy(policy_yaml(shipped), "shown").digest == shipped.digest
     assert Policy(name="x").digest == Policy(name="x", rules={}).digest
+
+
+def named(store: PolicyStore, name: str) -> bool:
+    return store.chain.policy.name == name
+
+
+def test_a_half_written_policy_is_not_believed_at_once(tmp_path: Path) -> None:
+    (tmp_path / POLICY_NAME).write_text(STRICT)
+    store = PolicyStore(tmp_path)
+    (tmp_path / POLICY_NAME).write_text(LAX)
+    assert not store.look()
+    (tmp_path / POLICY_NAME).write_text(STRICT.replace("acme", "other"))
+    assert not store.look()
+    assert named(store, "strict")
+    assert store.look()
+    assert store.chain.check("user", "the other").blocked
+
+
+def test_a_folder_that_is_made_later_or_replaced_is_watched(tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    store = PolicyStore(folder)
+    store.start()
+    for number in range(2):
+        folder.mkdir()
+        (folder / POLICY_NAME).write_text(f"name: made {number}\n")
+        until(partial(named, store, f"made {number}"))
+        folder.rename(tmp_path / f"old {number}")
+        until(lambda: store.refusal is not None)
+    store.stop()
+
+
+def test_a_policy_larger_than_any_is_refused(folder: Path, store: PolicyStore) -> None:
+    before = store.policy_hash
+    swap(folder, f"name: x\n# {'x' * POLICY_BYTES_MAX}\n", "large")
+    until(lambda: store.refusal is not None)
+    assert store.refusal is not None
+    assert "larger than" in store.refusal.reason
+    assert store.policy_hash == before

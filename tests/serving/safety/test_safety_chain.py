@@ -29,7 +29,8 @@ class Scripted:
 def guarded(act: Any, **fields: Any) -> Chain:
     """Return a chain of one guard."""
     guard = {"name": "judge", "kind": "classifier", "path": "unused", **fields}
-    return only(lambda part: Scripted(part, act), guards=[guard])
+    made: Chain = only(lambda part: Scripted(part, act), guards=[guard])
+    return made
 
 
 @pytest.fixture
