@@ -148,18 +148,24 @@ class Scanner:
             ends.setdefault(self._engine.detector_of[trigger], []).append(end)
         for index, hit_ends in ends.items():
             detector = self._engine.detectors[index]
-            first = last = -1
+            first = last = base = limit = -1
             for place in sorted(hit_ends):
-                text = bisect_right(starts, place - 1) - 1
-                low = max(starts[text], place - detector.before)
-                limit = starts[text + 1] - 1 if text + 1 < len(starts) else length
-                high = min(limit, place + detector.after)
-                if first >= 0 and low <= last:
-                    last = max(last, high)
-                    continue
-                if first >= 0:
+                if place > limit:
+                    if first >= 0:
+                        yield detector, first, last
+                    text = bisect_right(starts, place - 1) - 1
+                    base = starts[text]
+                    limit = starts[text + 1] - 1 if text + 1 < len(starts) else length
+                    first = -1
+                low = place - detector.before
+                if first >= 0 and low > last:
                     yield detector, first, last
-                first, last = low, high
+                    first = -1
+                if first < 0:
+                    first = low if low > base else base
+                last = place + detector.after
+                if last > limit:
+                    last = limit
             yield detector, first, last
 
     def _wanted(self, span: Span) -> bool:

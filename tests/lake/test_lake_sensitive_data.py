@@ -18,7 +18,8 @@ SECRETS = (
     "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa", "粤B12345", "Jane O'Neill",
 )  # fmt: skip
 CARRIERS = (
-    "jo.doe@example.com", "call 138-0013-8000", "card\n4111 1111 1111 1111", "DE89370400440532013000",
+    "jo.doe@example.com", "call 138-0013-8000", "card\n4111 1111 1111 1111", "DE893704004405"
+                                                                             "32013000",
     "219-09-9999", "身份证11010519491231002X", "AKIAIOSFODNN7EXAMPLE",
     "postgres://app:s3cr3tPassw0rd@db/x", "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
     "00:1A:2b:3c:4d:5e", "203.0.113.77", "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa", "粤B12345",
