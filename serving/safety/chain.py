@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,10 +125,11 @@ def run_filter(link: Link, role: Role, text: str, context: Context) -> Verdict:
         else:
             future = link.threads.submit(link.filter.check, role, text, context)
             decision = future.result(link.timeout_seconds)
-    except FutureTimeout:
+    except TimeoutError:
         if future is not None:
             future.cancel()
-        problem = f"filter {name} took more than {link.timeout_seconds:g} s"
+        limit = "" if link.timeout_seconds is None else f" than {link.timeout_seconds:g} s"
+        problem = f"filter {name} took longer{limit}"
     except Exception as error:  # noqa: BLE001 - whatever a filter raises, the policy decides
         problem = f"filter {name} failed: {type(error).__name__}: {error}"
     else:

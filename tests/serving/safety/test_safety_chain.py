@@ -8,7 +8,7 @@ import pytest
 from chains import only
 
 from core.errors import ConfigurationError
-from serving.safety.chain import Chain, build_chain
+from serving.safety.chain import Chain, Link, build_chain
 from serving.safety.decisions import ALLOW, Context, Decision, Edit, apply_edits, merge_edits
 from serving.safety.policy import GuardPolicy, Policy
 
@@ -55,6 +55,17 @@ def test_a_filter_that_raises_fails_closed_and_says_so(caplog: pytest.LogCapture
     assert "filter judge failed" in caplog.text
 
 
+def test_a_filters_own_timeout_fails_closed_too() -> None:
+    class Late:
+        name = "late"
+
+        def check(self, role: str, text: str, context: Context) -> Decision:
+            raise TimeoutError
+
+    checked = Chain(Policy(name="x"), [Link(Late(), "block")]).check("user", "hello")
+    assert checked.decision.reason == "filter late took longer; fails closed"
+
+
 def test_a_policy_may_let_a_failing_filter_pass() -> None:
     checked = guarded(fail, on_error="allow").check("user", "hello")
     assert (checked.decision.action, checked.text) == ("allow", "hello")
@@ -72,7 +83,7 @@ def test_a_filter_that_hangs_fails_closed_in_time(open_gate: threading.Event) ->
     for _ in range(6):  # more than it has threads: the next ones never begin, and end in time too
         checked = chain.check("user", "hello")
         assert checked.blocked
-        assert checked.decision.reason.startswith("filter judge took more than 0.05 s")
+        assert checked.decision.reason.startswith("filter judge took longer than 0.05 s")
         assert checked.verdicts[-1].seconds < 5
     open_gate.set()
     chain.close()
