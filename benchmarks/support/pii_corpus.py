@@ -95,7 +95,9 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
 
 def _date(rng: random.Random, fake: Any) -> str:
     day = fake.date_of_birth()
-    return str(day.strftime(rng.choice(["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d %B %Y", "%B %d, %Y"])))
+    return str(
+        day.strftime(rng.choice(["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d %B %Y", "%B %d, %Y"]))
+    )
 
 
 def _plate_cn(rng: random.Random, fake: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.support import pii_values as values
-from benchmarks.support.pii_corpus import LOCALES, Labelled, label
+from benchmarks.support.pii_corpus import LOCALES, VALUES, Labelled, label
 
 D = string.digits
 FULL_WIDTH = str.maketrans(D + "@.", "０１２３４５６７８９＠．")
@@ -179,13 +179,20 @@ def _plate(rng: random.Random, language: str) -> str:
 
 
 def _value(name: str, rng: random.Random, fake: Any, language: str) -> str:
+    drawn = (values.card(rng), values.iban(rng), values.cn_id(rng), values.ssn(rng))
+    number = f"{rng.randint(1, 28)}"
+    forms = _numbers(rng, fake, drawn, number) | _secrets(rng)
+    return str(rng.choice((forms | _spoken(rng, fake, language, number))[name]))
 
+
+def _numbers(
+    rng: random.Random, fake: Any, drawn: tuple[str, str, str, str], number: str
+) -> dict[str, list[str]]:
     def d(count: int) -> str:
         return values.draw(rng, D, count)
 
-    card, iban, cn_id, ssn = values.card(rng), values.iban(rng), values.cn_id(rng), values.ssn(rng)
-    number = f"{rng.randint(1, 28)}"
-    forms = {
+    card, iban, cn_id, ssn = drawn
+    return {
         "CREDIT_CARD": [
             values.grouped(card, "."),
             values.grouped(card, "\u00a0"),
@@ -226,6 +233,14 @@ def _value(name: str, rng: random.Random, fake: Any, language: str) -> str:
             re.sub(r"(..):(..)(:?)", r"\1\2.", fake.mac_address()).rstrip("."),
             fake.mac_address().upper().replace(":", "-"),
         ],
+    }
+
+
+def _secrets(rng: random.Random) -> dict[str, list[str]]:
+    def d(count: int) -> str:
+        return values.draw(rng, D, count)
+
+    return {
         "URL": [
             f"ftp://bob:{d(6)}@files.example.net/a.zip",
             f"mongodb+srv://app:p%40{d(4)}@c0.example.net/db",
@@ -252,6 +267,14 @@ def _value(name: str, rng: random.Random, fake: Any, language: str) -> str:
             values.private_key(rng).replace("RSA ", "ENCRYPTED "),
         ],
         "CRYPTO": [values.crypto(rng)],
+    }
+
+
+def _spoken(rng: random.Random, fake: Any, language: str, number: str) -> dict[str, list[str]]:
+    def d(count: int) -> str:
+        return values.draw(rng, D, count)
+
+    return {
         "DATE_OF_BIRTH": {
             "en": [
                 f"{number} Oct 1987",
@@ -287,35 +310,11 @@ def _value(name: str, rng: random.Random, fake: Any, language: str) -> str:
             ],
         }[language],
     }
-    return str(rng.choice(forms[name]))
 
 
 def letter(rng: random.Random) -> str:
     """Return one capital letter."""
     return rng.choice("ABCDEFGHJKLMNPRTUVWXYZ")
-
-
-NAMES = (
-    "EMAIL_ADDRESS",
-    "PHONE_NUMBER",
-    "CREDIT_CARD",
-    "CN_BANK_CARD",
-    "IBAN_CODE",
-    "US_SSN",
-    "CN_ID_CARD",
-    "PASSPORT",
-    "IP_ADDRESS",
-    "MAC_ADDRESS",
-    "URL",
-    "API_KEY",
-    "JWT",
-    "PRIVATE_KEY",
-    "CRYPTO",
-    "LICENSE_PLATE",
-    "DATE_OF_BIRTH",
-    "PERSON",
-    "LOCATION",
-)
 
 
 def innocent(rng: random.Random, language: str) -> str:
@@ -371,7 +370,7 @@ def generate(per_type: int, seed: int) -> Iterator[Labelled]:
         fake = Faker(locale)
         fake.seed_instance(seed)
         language = locale[:2]
-        for name in NAMES:
+        for name in VALUES:
             for _ in range(per_type):
                 if name == "EMAIL_ADDRESS":
                     value = _email(rng, fake)
