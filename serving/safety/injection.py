@@ -32,9 +32,21 @@ FORMS: tuple[tuple[float, str, str], ...] = (
                   rf"{_RULES}\b"),
     (0.9, _DROPS, rf"\b{_DROP}\b (?:everything|anything|all)(?: that)?(?: (?:was|is|you were))? "
                   r"(?:said|told|written|above|before|stated)"),
-    (0.8, "not", rf"\bdo not (?:follow|obey|listen to) (?:\w+ ){{0,3}}{_RULES}\b"),
+    (0.8, "above", rf"\b{_DROP}\b (?:all (?:of )?)?(?:the )?above\b"),
+    (0.8, "not n't longer", r"\b(?:do not|don't|need not|no longer) (?:have to |need to )?"
+     rf"(?:follow|obey|abide by|listen to|comply with) (?:\w+ ){{0,3}}{_RULES}\b"),
+    (0.8, "override bypass disable turn_off deactivate evade circumvent",
+     r"\b(?:override|bypass|disable|turn off|deactivate|evade|circumvent) (?:\w+ ){0,3}"
+     r"(?:safety|content|moderation|ethical) (?:\w+ )?(?:protocols?|filters?|guidelines|rules|"
+     r"measures|checks|restrictions?|policy|policies)\b"),
+    (0.8, "your", r"\b(?:tell me|reveal|show me|print|repeat) your (?:\w+ )?"
+     r"(?:instructions|prompt|guidelines)\b"),
     (0.9, "you_are", r"\byou are (?:now )?(?:dan|stan|aim|dude|evilbot|jailbroken|unchained)\b"),
     (0.9, "anything", r"\bdo anything now\b"),
+    (0.8, "dan", r"(?<![a-z])dan ?(?:mode\b|模式)|\b(?:character as|pretend to be|act as) dan\b"),
+    (0.8, "without no_ not_ n't", r"\b(?:ai|assistant|model|chatbot)\b.{0,40}"
+     r"\b(?:without|no|not bound by|does not have|doesn't have) (?:any |all )?"
+     r"(?:\w+ ){0,2}(?:restrictions?|filters?|limitations?|censorship|guardrails|rules|ethics|morals|constraints?)\b"),
     (0.8, "mode", r"\b(?:developer|dev|debug|god|sudo|admin|unrestricted|jailbreak) mode\b.{0,40}"
                   r"\b(?:enabled?|activated?|on|engaged?)\b"),
     (0.8, "mode", r"\b(?:enable|activate|enter|switch to|turn on) (?:\w+ ){0,2}"
@@ -52,7 +64,7 @@ FORMS: tuple[tuple[float, str, str], ...] = (
      r"\b(?:reveal|show|print|repeat|output|display|tell me|give me|leak|dump|expose|reproduce|"
      r"copy|recite|write out|summari[sz]e|translate|spell|what (?:is|are|was|were))\b "
      r"(?:\w+ ){0,4}(?:system|initial|hidden|secret|original|internal|developer) "
-     r"(?:prompt|instructions?|message|rules)\b"),
+     r"(?:prompt|instructions?|message(?! error)|rules)\b"),
     (0.8, "safety content_",
      r"\b(?:safety|content) (?:rules|filters?|policy|policies|guidelines) (?:is|are) (?:now )?"
      r"(?:off|disabled|suspended|lifted)\b"),
@@ -61,7 +73,8 @@ FORMS: tuple[tuple[float, str, str], ...] = (
     (0.7, "from_now_on", r"\bfrom now on\b.{0,60}\b(?:you (?:will|must|are|can)|ignore|respond as|"
      r"act as)\b.{0,80}\b(?:no|any|never|without|unfiltered|uncensored|anything|refuse|"
      r"restrictions?)\b"),
-    (0.8, "unfiltered uncensored amoral unethical", r"\b(?:unfiltered|uncensored|amoral|unethical) "
+    (0.8, "unfiltered uncensored amoral unethical unrestricted jailbroken",
+     r"\b(?:unfiltered|uncensored|amoral|unethical|unrestricted|jailbroken) "
      r"(?:\w+ )?(?:ai|assistant|chatbot|model|response|answer|language model)\b"),
     (0.8, "refuse decline say_no",
      r"\b(?:never|cannot|can't|must not|not allowed to) (?:refuse|decline|say no)\b"),
@@ -79,8 +92,17 @@ FORMS: tuple[tuple[float, str, str], ...] = (
     (0.8, _HULUE, r"(?:忽略|无视|忘记|忘掉).{0,6}(?:上面|以上|之前|前面).{0,6}"
                   r"(?:内容|对话|说的|一切|所有)"),
     (0.8, "模式", r"(?:开发者|上帝|越狱|无限制|调试|管理员)模式"),
-    (0.8, "限制 约束 审查 束缚 底线", r"(?:不受|没有|无|摆脱|解除).{0,4}"
-     r"(?:任何|一切|所有|道德|法律|伦理).{0,6}(?:限制|约束|审查|束缚|底线)"),
+    (0.8, "限制 约束 审查 束缚 底线", r"(?:假装|扮演|想象|你|模型|助手|回答|ai).{0,12}"
+     r"(?:不受|没有|无|摆脱).{0,4}(?:任何|一切|所有|道德|法律|伦理).{0,6}(?:限制|约束|审查|束缚|底线)"),
+    (0.8, "限制", r"(?:没有|无|不受).{0,4}限制的 ?(?:ai|人工智能|助手|模型|机器人)"),
+    (0.8, "不再 不要 不必 不用 无需 停止", r"(?:不再|不要|不必|不用|无需|停止)"
+     rf"(?:受|遵守|遵循|服从|执行).{{0,8}}{_GUI}"),
+    (0.8, "安全 内容 道德", r"(?:忽略|无视|绕过|关闭|解除).{0,6}(?:安全|内容|道德).{0,3}"
+     r"(?:准则|审查|过滤|策略|限制|规则|协议|机制)"),
+    (0.8, "系统 初始 隐藏", r"把.{0,6}(?:系统|初始|隐藏).{0,2}(?:提示|指令|设定).{0,6}"
+     r"(?:告诉|给|发|输出|说)"),
+    (0.8, "上面 以上 之前 前面", r"(?:上面|以上|之前|前面)的?.{0,4}(?:内容|文字|指令|提示).{0,6}"
+     r"(?:原封不动|逐字|完整|一字不差).{0,4}(?:输出|重复|复述|打印)"),
     (0.8, "提示 指令 设定 prompt", r"(?:输出|显示|告诉我|打印|重复|泄露|透露|说出|展示|复述|给我)"
      r".{0,8}(?:系统|初始|隐藏|原始|内部|开发者|你的).{0,4}(?:提示词?|指令|设定|prompt)"),
     (0.8, "提示词", r"(?:系统|初始|隐藏|内部)提示词.{0,4}(?:是什么|是啥|有哪些|内容)"),
