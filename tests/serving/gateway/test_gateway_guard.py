@@ -1,8 +1,6 @@
 """Who is let in, through a real gateway: keys, budgets, bans, long inputs, degradation."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,10 +18,9 @@ LOOK_SECONDS = 0.02
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, stable: Predictor) -> Iterator[World]:
+def guarded(world: World, stable: Predictor) -> World:
     """A gateway that bans loopback too, after 5 strikes, and knows two keys."""
-    world = World(tmp_path)
-    (tmp_path / "keys.yaml").write_text(
+    (world.home / "keys.yaml").write_text(
         f"plenty: {hash_token('plenty')}\n"
         f"few: {{sha256: {hash_token('few')}, tokens_per_minute: 50, priority: 1}}\n"
     )
@@ -38,8 +35,7 @@ def guarded(tmp_path: Path, stable: Predictor) -> Iterator[World]:
         concurrency_max=4,
     )
     world.route(stable)
-    yield world
-    world.close()
+    return world
 
 
 def ask(world: World, key: str = "plenty", client: str = "", **more: Any) -> httpx.Response:
