@@ -46,7 +46,8 @@ FORMS: tuple[tuple[float, str, str], ...] = (
     (0.8, "dan", r"(?<![a-z])dan ?(?:mode\b|模式)|\b(?:character as|pretend to be|act as) dan\b"),
     (0.8, "without no_ not_ n't", r"\b(?:ai|assistant|model|chatbot)\b.{0,40}"
      r"\b(?:without|no|not bound by|does not have|doesn't have) (?:any |all )?"
-     r"(?:\w+ ){0,2}(?:restrictions?|filters?|limitations?|censorship|guardrails|rules|ethics|morals|constraints?)\b"),
+     r"(?:\w+ ){0,2}(?:restrictions?|filters?|limitations?|censorship|"
+     r"guardrails|rules|ethics|morals|constraints?)\b"),
     (0.8, "mode", r"\b(?:developer|dev|debug|god|sudo|admin|unrestricted|jailbreak) mode\b.{0,40}"
                   r"\b(?:enabled?|activated?|on|engaged?)\b"),
     (0.8, "mode", r"\b(?:enable|activate|enter|switch to|turn on) (?:\w+ ){0,2}"
