@@ -37,6 +37,8 @@ HELD_OUT_SHARE = 0.2
 BENIGN_ROWS = 2000
 BENIGN_WEIGHT = 0.3
 """Comments are one kind of text: queries keep the model from taking another kind for toxic."""
+QUERY, ANSWER = "text", "intent"
+"""Fields of the daily files: an answer is the name of an intent, such as jump_start."""
 SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "days"
 FALSE_POSITIVES_QUERIES_MAX = 0.003
 FALSE_POSITIVES_COMMENTS_MAX = 0.08
@@ -71,7 +73,7 @@ class Data:
     train: Texts
     held_out: Texts
     learnt: tuple[str, ...]
-    """Benign queries to learn from."""
+    """Benign queries and answers to learn from."""
     unseen: tuple[str, ...]
     """Benign queries that only place the threshold (English only)."""
 
@@ -93,18 +95,19 @@ def read_english(folder: Path, samples: Sequence[str] = ()) -> Data:
     drawn = [int(digest_bytes(scored_form(text).encode())[:8], 16) for text in whole.texts]
     out = np.array(drawn) < HELD_OUT_SHARE * 2**32
     queries = [text for file in _days(folder) for text in _queries(file)]
+    answers = sorted({text for file in _days(folder) for text in _queries(file, ANSWER)})
     queries.sort(key=lambda text: digest_bytes(text.encode()))
     own = tuple(text for text in samples if not any(map(is_han, text)))
     return Data(
         whole.where(np.flatnonzero(~out)),
         whole.where(np.flatnonzero(out)),
-        (*queries[:BENIGN_ROWS], *own),
+        (*queries[:BENIGN_ROWS], *answers, *own),
         tuple(queries[BENIGN_ROWS:]),
     )
 
 
 def read_samples(folder: Path) -> tuple[str, ...]:
-    """Return the distinct texts of daily files; rows that are malformed on purpose are no texts."""
+    """Return the distinct queries and answers of daily files; malformed rows have none."""
     found: dict[str, None] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -112,8 +115,8 @@ def read_samples(folder: Path) -> tuple[str, ...]:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(row, dict) and isinstance(row.get("text"), str):
-                found[row["text"]] = None
+            values = (row.get(name) for name in (QUERY, ANSWER)) if isinstance(row, dict) else ()
+            found.update((value, None) for value in values if isinstance(value, str))
     return tuple(found)
 
 
@@ -256,9 +259,9 @@ def describe(folder: Path, data: dict[str, Data]) -> list[dict[str, Any]]:
 
 def describe_samples(data: dict[str, Data]) -> dict[str, Any]:
     """Return what was learnt from our own samples."""
-    own = len(data["zh"].learnt) + len(data["en"].learnt) - BENIGN_ROWS
-    source = "samples/days: queries written for Serin, all benign"
-    rows = {"trained on": max(0, own)}
+    learnt = len(data["zh"].learnt) + len(data["en"].learnt)
+    source = "samples/days: queries and answers written for Serin, all benign"
+    rows = {"trained on, with the benign rows of clinc150": learnt}
     return {"name": "samples", "source": source, "licence": "Serin's own", "rows": rows}
 
 
@@ -283,12 +286,13 @@ def _days(folder: Path) -> list[Path]:
     return sorted((folder / "clinc150").glob("day-*.jsonl"))
 
 
-def _queries(file: Path) -> list[str]:
+def _queries(file: Path, field: str = QUERY) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error}; give its folder with --data") from error
-    return [str(json.loads(line)["text"]) for line in lines if line.strip()]
+    rows = [json.loads(line) for line in lines if line.strip()]
+    return [str(row[field]) for row in rows if field in row]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
