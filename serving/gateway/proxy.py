@@ -213,6 +213,7 @@ class Proxy:
                 job.answer = start
             else:
                 whole = await relay(answer, start, reply)
+                job.blocked = job.blocked or reply.held_back
             return _outcome(answer.status) if whole else "error"
         finally:
             endpoint.outstanding -= 1

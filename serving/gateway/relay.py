@@ -12,6 +12,8 @@ EVENTS = "text/event-stream"
 EVENT_BYTES_MAX = 1 << 20
 DONE = b"data: [DONE]"
 ERROR = b'data: {"error"'
+HELD_BACK = b'"finish_reason":"content_filter"'
+"""How a stream says that safety rules ended it: its headers left before they knew."""
 NOT_PASSED = frozenset(
     (
         b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"trailer",
@@ -89,6 +91,7 @@ async def _relay_events(answer: aiohttp.ClientResponse, start: bytes, reply: Rep
             done = done or DONE in events
             failed = failed or ERROR in events
             reply.events += events.count(b"\n\n")
+            reply.held_back = reply.held_back or HELD_BACK in events
             await reply.write(events)
         with READING:
             chunk = await answer.content.readany()

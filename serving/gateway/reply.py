@@ -55,6 +55,7 @@ class Reply:
         "events",
         "finished",
         "gone",
+        "held_back",
         "is_event_stream",
         "refusal",
         "started",
@@ -69,6 +70,8 @@ class Reply:
         self.is_event_stream = False
         self.events = 0
         """Events of a stream that were passed on."""
+        self.held_back = False
+        """A stream ended because safety rules held the rest back."""
         self.refusal: Refusal | None = None
         """The error of the gateway's own that ended it."""
         self.gone = False

@@ -20,6 +20,7 @@ CALM: dict[str, Any] = {
     "gap": 0.0,  # seconds between them
     "cut_stream_after": -1,  # close it after that many events
     "cut_inside_event": False,
+    "finish": "",  # finish reason of the last event of a stream
     "done": True,  # whether a stream ends with [DONE]
     "answer_bytes": 0,  # size of a large answer
     "text": "",  # what the answer says
@@ -104,6 +105,9 @@ class StandIn:
             event = {"choices": [{"index": 0, "delta": {"content": f"{index} "}}]}
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
             await asyncio.sleep(mood["gap"])
+        if mood["finish"]:
+            last = f'{{"choices":[{{"index":0,"delta":{{}},"finish_reason":"{mood["finish"]}"}}]}}'
+            await response.write(f"data: {last}\n\n".encode())
         if mood["done"]:
             await response.write(b"data: [DONE]\n\n")
         return response

@@ -130,6 +130,18 @@ def test_blocked_answers_are_counted(calm: Calm, share: float, said: str, blocks
     assert (found.canary.blocks, found.canary.errors, found.stable.blocks) == (blocks, 0, 0)
 
 
+@pytest.mark.parametrize(("said", "blocks"), [("content_filter", 1), ("stop", 0)])
+def test_a_stream_that_is_blocked_on_its_way_is_counted(
+    calm: Calm, share: float, said: str, blocks: int
+) -> None:
+    world, stable, canary = calm
+    canary.behave(finish=said, blocked="0")
+    world.route(stable, canary, percent=100 * share)
+    ask_drawn_for(world, "canary", stream=True)
+    found = stratum(world, share)
+    assert (found.canary.blocks, found.canary.errors, found.stable.blocks) == (blocks, 0, 0)
+
+
 def test_a_conversation_is_one_observation(calm: Calm, share: float) -> None:
     world, stable, canary = calm
     world.route(stable, canary, percent=100 * share)
