@@ -31,6 +31,13 @@ def locked(path: Path) -> Iterator[None]:
         connection.close()
 
 
+def without_free_pages(path: Path) -> None:
+    """Leave no room inside the file: else whole releases fit into pages that were freed before."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30)
+    connection.execute("VACUUM")
+    connection.close()
+
+
 def busy(world: World, seconds: float) -> None:
     """Let some time pass in which requests are sent."""
     goal = time.monotonic() + seconds
@@ -67,6 +74,7 @@ def test_a_full_disk_under_the_ledger_holds_the_release_where_it_is(world: World
     case = world.case(f"disk full for the engine at {at}, {world.where()}")
     log = world.machine.home / "engines.log"
     known = log.stat().st_size
+    without_free_pages(world.machine.home / "ledger.db")
     folder_flag(world.machine.home, "full", "")
     try:
         case.fault()

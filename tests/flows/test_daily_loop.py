@@ -164,7 +164,7 @@ def test_a_candidate_waits_for_a_running_canary_and_is_then_judged_again(
     stack: Stack, data: Path, traffic: LoadGenerator
 ) -> None:
     ledger = Ledger(stack.settings.ledger_url)
-    slow = {**PARAMETERS["plan"], "step_seconds_min": 60}
+    slow = {**PARAMETERS["plan"], "step_seconds_min": 180}
     running = start_flow(stack, "retrain", {**day_parameters(data, "day-2"), "plan": slow})
     wait_for(lambda: canary_of(ledger), FLOW_SECONDS_MAX, "the second day's canary")
     waits = retrain(stack, data, "day-3")
