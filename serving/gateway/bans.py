@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from core.errors import InputError
+from serving.local.files import write_whole
 
 BANS_MAX = 100_000
 
@@ -68,9 +69,7 @@ class BanFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             bans = self.read()
             yield bans
-            temporary = self._path.with_suffix(".new")
-            temporary.write_bytes(msgspec.json.encode(list(bans.values())))
-            os.replace(temporary, self._path)
+            write_whole(self._path, msgspec.json.encode(list(bans.values())))
 
 
 class Bans:

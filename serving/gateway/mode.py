@@ -3,13 +3,13 @@
 Recoveries and people write <home>/control/mode.json; every gateway of the home follows it.
 """
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from core.errors import InputError
+from serving.local.files import write_whole
 
 
 class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +38,4 @@ class ModeFile:
     def write(self, mode: Mode) -> None:
         """Set the mode; gateways follow within their `look_seconds`."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(mode))
-        os.replace(temporary, self._path)
+        write_whole(self._path, msgspec.json.encode(mode))
