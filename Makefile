@@ -83,7 +83,7 @@ lock: $(BIN)/uv ## resolve pyproject.toml into the two locks anew
 		--output-file requirements.lock
 	@$(BIN)/uv pip compile --group pyproject.toml:vllm --quiet --no-header --no-annotate \
 		--python-version 3.11 $(FIND_LINKS) $(ARGS) --output-file requirements-vllm.lock
-	@sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; /^(triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==/d' \
+	@sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; /^nvidia-ml-py==/b; /^(triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==/d' \
 		requirements.lock requirements-vllm.lock
 
 clean: $(STAMP) ## apply retention to Serin's state and delete caches (never what serves)
