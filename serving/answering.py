@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from core.errors import InputError, UnavailableError
+from serving import request_traces
 from serving.admission import Admission
 from serving.api_errors import ApiError, blocked, deadline_passed, engine_failed
 from serving.engines.engine import Engine, GenerationRequest, Piece, Prompt
@@ -47,6 +48,36 @@ class Prepared:
         return asyncio.get_running_loop().time() + self.deadline_seconds - elapsed
 
 
+@dataclass(slots=True)
+class Times:
+    """When parts of an answer were made, of time.perf_counter(); 0 before."""
+
+    began: float = 0.0
+    first_token: float = 0.0
+    last_piece: float = 0.0
+    checked: float = 0.0
+    checking_seconds: float = 0.0
+
+    def add(self, piece: Piece, came: float, checked: float) -> None:
+        """Note a piece that came from the engine, and that it was checked."""
+        self.first_token = self.first_token or piece.first_token_seconds
+        self.last_piece, self.checked = came, checked
+        self.checking_seconds += checked - came
+
+    def trace(self) -> None:
+        """Tell the request's trace, once the answer is over; a stream was checked piece by piece.
+
+        What the engine did before its first token is one stage: its own wait and the prompt.
+        """
+        if not self.began:
+            return
+        request_traces.stage("prefill", self.began, self.first_token or None)
+        if self.first_token:
+            request_traces.stage("decode", self.first_token, self.last_piece)
+            began = self.checked - self.checking_seconds
+            request_traces.stage("safety output", began, self.checked)
+
+
 class Answering:
     """One engine behind one bounded queue and one gate."""
 
@@ -63,8 +94,12 @@ class Answering:
 
         Raises ApiError 400 for one that does not fit the context, or that the policy blocks.
         """
+        began = time.perf_counter()
         rows = await self._rows(job)  # first, so that the chain reads no more than the model could
+        checking = time.perf_counter()
+        request_traces.stage("tokenize", began, checking)
         screened = await self._gate.screen(job.prompts)
+        request_traces.stage("safety input", checking, serin__policy=screened.policy_hash)
         if screened.blocked is not None:
             raise blocked(screened.blocked.category, screened.policy_hash, job.chat)
         if screened.prompts != job.prompts:
@@ -81,9 +116,9 @@ class Answering:
         choices = prepared.job.choices
         guards = [self._gate.guard(prepared.screened, at // choices) for at in range(len(requests))]
         stopped: set[int] = set()
-        first = True
+        times = Times()
         try:
-            async with aclosing(self._pieces(requests, stopped)) as pieces:
+            async with aclosing(self._pieces(requests, stopped, times)) as pieces:
                 ends_at = prepared.ends_at
                 while len(stopped) < len(requests):
                     async with asyncio.timeout_at(ends_at):
@@ -91,11 +126,15 @@ class Answering:
                         if item is None:
                             return
                         index, piece = item
+                        came = time.perf_counter()
                         passed = await _guarded(guards[index], piece)
-                    if first:
-                        first = False
+                    if not times.first_token:
                         seconds = piece.first_token_seconds - prepared.arrived_seconds
                         self._metrics.first_token(seconds)
+                    times.add(piece, came, time.perf_counter())
+                    if piece.finish_reason is not None and piece.completion_tokens > 1:
+                        seconds = came - piece.first_token_seconds
+                        self._metrics.between_tokens(seconds / (piece.completion_tokens - 1))
                     if index in stopped:
                         continue
                     if passed.finish_reason == "content_filter":
@@ -106,6 +145,8 @@ class Answering:
             raise deadline_passed(prepared.deadline_seconds) from error
         except UnavailableError as error:
             raise engine_failed(str(error)) from error
+        finally:
+            times.trace()
 
     async def _rows(self, job: Job) -> tuple[tuple[int, ...], ...]:
         rows = [await self._encode(prompt) for prompt in job.prompts]
@@ -147,9 +188,13 @@ class Answering:
         return made
 
     async def _pieces(
-        self, requests: list[GenerationRequest], stopped: set[int]
+        self, requests: list[GenerationRequest], stopped: set[int], times: "Times"
     ) -> AsyncGenerator[tuple[int, Piece], None]:
+        asked = time.perf_counter()
         async with self._admission.slots(len(requests)):
+            times.began = time.perf_counter()
+            self._metrics.began(times.began - asked, self._engine.load().answers + len(requests))
+            request_traces.stage("queue", asked, times.began)
             if len(requests) == 1:
                 async with aclosing(self._engine.generate(requests[0])) as pieces:
                     async for piece in pieces:

@@ -35,8 +35,9 @@ class AnswerForm:
 
     def __init__(self, model: str, chat: bool, response_id: str = "") -> None:
         self._chat = chat
+        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{response_id or uuid4().hex}"
         self._head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{response_id or uuid4().hex}",
+            "id": self.id,
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": model,

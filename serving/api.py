@@ -13,6 +13,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from observability.tracing import Tracing
+from serving import request_traces
 from serving.answering import Answering, Prepared
 from serving.answers import DONE, AnswerForm, Choice, model_card
 from serving.api_errors import ApiError, draining, model_not_found, safety_headers
@@ -50,8 +52,10 @@ class PredictorApi:
         metrics: PredictorMetrics,
         lifecycle: Lifecycle,
         gate: Gate,
+        tracing: Tracing,
     ) -> None:
         self._identity = identity
+        self._tracing = tracing
         self._gate = gate
         self._config = config
         self._answering = answering
@@ -103,13 +107,16 @@ class PredictorApi:
 
     async def _serve(self, request: Request, parse: Parse) -> Response:
         ending = Ending(self._metrics)
+        headers, began = request.headers, ending.arrived_seconds
+        request_traces.begin(self._tracing, headers, self._identity, began)
         try:
             if self._lifecycle.draining:
                 raise draining()
             deadline_seconds = self._deadline(request)
             body = await read_body(request, self._config.body_bytes_max)
             job = parse(body, self._identity.names, self._config)
-            prepared = await self._answering.prepare(job, ending.arrived_seconds, deadline_seconds)
+            request_traces.asked(job)
+            prepared = await self._answering.prepare(job, began, deadline_seconds)
             form = AnswerForm(self._identity.served_as, job.chat, _response_id(request))
             if job.stream:
                 return await self._stream(request, prepared, form, ending)
@@ -135,7 +142,10 @@ class PredictorApi:
         async with aclosing(self._answering.answer(prepared)) as pieces:
             async for index, piece in pieces:
                 choices[index].add(piece)
-        self._metrics.tokens(prepared.prompt_tokens, sum(choice.tokens for choice in choices))
+        completion_tokens = sum(choice.tokens for choice in choices)
+        self._metrics.tokens(prepared.prompt_tokens, completion_tokens)
+        reasons = [str(choice.finish_reason) for choice in choices]
+        request_traces.answered(form.id, prepared.prompt_tokens, completion_tokens, reasons)
         held_back = sum(choice.finish_reason == "content_filter" for choice in choices)
         headers = safety_headers(prepared.screened.policy_hash, held_back)
         body = form.whole(choices, prepared.prompt_tokens)
@@ -159,15 +169,19 @@ class PredictorApi:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the answer's events; notes in `held_back` which choices were blocked so far."""
         tokens: dict[int, int] = {}
+        reasons: list[str] = []
         async with aclosing(self._answering.answer(prepared)) as pieces:
             async for index, piece in pieces:
                 opening = b"" if index in tokens else form.opening(index)
                 tokens[index] = piece.completion_tokens
+                if piece.finish_reason is not None:
+                    reasons.append(piece.finish_reason)
                 if piece.finish_reason == "content_filter":
                     held_back.add(index)
                 yield opening + form.piece(index, piece)
         completion_tokens = sum(tokens.values())
         self._metrics.tokens(prepared.prompt_tokens, completion_tokens)
+        request_traces.answered(form.id, prepared.prompt_tokens, completion_tokens, reasons)
         last = b""
         if prepared.job.include_usage:
             last = form.counts(prepared.prompt_tokens, completion_tokens)

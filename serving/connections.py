@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import SerinError
+from serving import request_traces
 from serving.api_errors import ApiError, unexpected
 from serving.lifecycle import Identity, Lifecycle
 from serving.predictor_metrics import PredictorMetrics
@@ -43,6 +44,7 @@ class Ending:
         if self._open:
             self._open = False
             self._metrics.finished(outcome, time.perf_counter() - self.arrived_seconds)
+            request_traces.end(outcome)
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:

@@ -16,6 +16,8 @@ from pathlib import Path
 from core.errors import ConfigurationError, IntegrityError, SerinError, UnavailableError
 from core.manifests import BundleManifest, verify_bundle
 from core.settings import Settings
+from core.telemetry import TelemetrySettings
+from observability.tracing import Tracing
 from serving.admission import Admission
 from serving.answering import Answering
 from serving.api import PredictorApi
@@ -110,18 +112,23 @@ def run(given: argparse.Namespace) -> int:
         port_file=given.port_file,
         drain_seconds=config.drain_seconds,
     )
-    metrics = PredictorMetrics(identity.model_version)
+    pushed = TelemetrySettings.read(mlflow_url=settings.mlflow_url)
+    resource = {"service.version": identity.model_version, "serin.revision": identity.revision}
+    tracing = Tracing(pushed, "serin-predictor", settings.service, trusting=True, resource=resource)
+    metrics = PredictorMetrics(identity.model_version, identity.revision)
     admission = Admission(config.concurrency_for(manifest), config.queue_requests_max)
     metrics.watch(lambda: admission.waiting, lambda: admission.running, engine.load)
     metrics.watch_policy(lambda: store.refusal is not None)
     gate = Gate(store, partial(count_checked, metrics))
     answering = Answering(engine, admission, metrics, gate)
-    api = PredictorApi(identity, config, answering, metrics, site.lifecycle, gate)
+    api = PredictorApi(identity, config, answering, metrics, site.lifecycle, gate, tracing)
     server = build_server(site, api)
     store.start()
+    tracing.start()
     server.start([build_model(identity.model_name, engine, site.lifecycle)])
     store.stop()
     engine.stop()
+    tracing.close()
     return ENGINE_DIED if site.failed else 0
 
 

@@ -1,6 +1,6 @@
 """The predictor's Prometheus metrics: one registry, the model version on every series."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,7 +15,8 @@ from prometheus_client.exposition import choose_encoder
 from core.contracts import LATENCY_BUCKETS_SECONDS
 from serving.engines.engine import EngineLoad
 
-LABEL = "model_version"
+LABELS = ("model_version", "revision")
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("ok", "client_error", "blocked", "refused", "expired", "cancelled", "error")
 DIRECTIONS = ("input", "output")
 ACTIONS = ("allow", "redact", "block")
@@ -24,21 +25,28 @@ ACTIONS = ("allow", "redact", "block")
 class PredictorMetrics:
     """Counters of one predictor. Durations in seconds, from a request's arrival."""
 
-    def __init__(self, model_version: str) -> None:
+    def __init__(self, model_version: str, revision: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per series that nobody reads
         self._registry = CollectorRegistry()
-        self._version = model_version
+        self._names = (model_version, revision)
         ProcessCollector(registry=self._registry)
         requests = self._counter("requests", "Requests by how they ended", "outcome")
-        self._requests = {outcome: requests.labels(model_version, outcome) for outcome in OUTCOMES}
+        self._requests = {outcome: requests.labels(*self._names, outcome) for outcome in OUTCOMES}
         self._latency = self._histogram("request_seconds", "Time to the whole answer, if any")
         self._first_token = self._histogram("first_token_seconds", "Time to the first token")
+        self._between_tokens = self._histogram(
+            "inter_token_seconds", "Time between two tokens of an answer, its mean"
+        )
+        self._queue = self._histogram("queue_seconds", "Wait for a slot")
+        self._batch = self._histogram(
+            "batch_answers", "Answers inside the engine when one joins them", BATCH_BUCKETS
+        )
         tokens = "Tokens of prompts answered", "Tokens generated"
-        self._prompt_tokens = self._counter("prompt_tokens", tokens[0]).labels(model_version)
-        self._completion_tokens = self._counter("generated_tokens", tokens[1]).labels(model_version)
+        self._prompt_tokens = self._counter("prompt_tokens", tokens[0]).labels(*self._names)
+        self._completion_tokens = self._counter("generated_tokens", tokens[1]).labels(*self._names)
         checked = self._counter("checked_texts", "Texts by safety decision", "direction", "action")
         self._checked = {
-            (direction, action): checked.labels(model_version, direction, action)
+            (direction, action): checked.labels(*self._names, direction, action)
             for direction in DIRECTIONS
             for action in ACTIONS
         }
@@ -68,7 +76,7 @@ class PredictorMetrics:
         """Count a text that the safety chain judged, and the filters that failed on it."""
         self._checked[direction, action].inc()
         for name in failed:
-            self._filter_failures.labels(self._version, name).inc()
+            self._filter_failures.labels(*self._names, name).inc()
 
     def finished(self, outcome: str, seconds: float) -> None:
         """Count a request. Only answers and our own failures enter the latency histogram."""
@@ -79,6 +87,15 @@ class PredictorMetrics:
     def first_token(self, seconds: float) -> None:
         """Note a request's time to its first token."""
         self._first_token.observe(seconds)
+
+    def began(self, queue_seconds: float, answers: int) -> None:
+        """Note that a request left the queue and joined so many answers, its own included."""
+        self._queue.observe(queue_seconds)
+        self._batch.observe(answers)
+
+    def between_tokens(self, seconds: float) -> None:
+        """Note an answer's mean time between tokens."""
+        self._between_tokens.observe(seconds)
 
     def tokens(self, prompt: int, completion: int) -> None:
         """Count the tokens of an answered request."""
@@ -91,18 +108,16 @@ class PredictorMetrics:
         return encoder(self._registry), content_type
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"serin_predictor_{name}", text, (LABEL, *labels), registry=self._registry)
+        return Counter(f"serin_predictor_{name}", text, (*LABELS, *labels), registry=self._registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
+    def _histogram(
+        self, name: str, text: str, buckets: Sequence[float] = LATENCY_BUCKETS_SECONDS
+    ) -> Histogram:
         made = Histogram(
-            f"serin_predictor_{name}",
-            text,
-            (LABEL,),
-            registry=self._registry,
-            buckets=LATENCY_BUCKETS_SECONDS,
+            f"serin_predictor_{name}", text, LABELS, registry=self._registry, buckets=buckets
         )
-        return made.labels(self._version)
+        return made.labels(*self._names)
 
     def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        gauge = Gauge(f"serin_predictor_{name}", text, (LABEL,), registry=self._registry)
-        gauge.labels(self._version).set_function(value)
+        gauge = Gauge(f"serin_predictor_{name}", text, LABELS, registry=self._registry)
+        gauge.labels(*self._names).set_function(value)

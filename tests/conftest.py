@@ -10,6 +10,7 @@ from cli.environment import MEMBER_VARIABLE, silence, stack_environment
 from cli.processes import members
 from core.settings import Settings
 from tests.bundles import scripted_bundle
+from tests.otlp_collector import Collector, collector
 from tests.running_stack import (
     DOWN_SECONDS_MAX,
     ROOT,
@@ -45,6 +46,13 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def taken() -> Iterator[Collector]:
+    """A collector that takes traces and metrics over HTTP and gRPC."""
+    with collector() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,9 @@ import uvicorn
 from core.errors import ConfigurationError, SerinError
 from core.keys import read_key
 from core.settings import Settings
+from core.telemetry import TelemetrySettings
 from observability.audit import Audit
+from observability.tracing import Tracing
 from serving.gateway.app import Gateway
 from serving.gateway.auditing import GatewayAudit
 from serving.gateway.cache import open_store
@@ -40,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         key = read_key(options.home / "control" / "audit.key")
         audit = Audit(options.home / "audit", "gateway", key, config.audit)
         recording = GatewayAudit(audit, config.audit.required)
-        gateway = Gateway(config, options.home, store, guard, recording)
+        pushed = TelemetrySettings.read(mlflow_url=settings.mlflow_url)
+        tracing = Tracing(pushed, "serin-gateway", settings.service, trusting=False)
+        gateway = Gateway(config, options.home, store, guard, recording, tracing)
     except SerinError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from core.keys import read_key
+from observability.tracing import Tracing
+from serving.gateway import traces
 from serving.gateway.auditing import GatewayAudit
 from serving.gateway.balancer import Balancer
 from serving.gateway.cache import ResponseCache
@@ -55,8 +57,10 @@ class Gateway:
         store: CacheStore | None,
         guard: Guard,
         audit: GatewayAudit,
+        tracing: Tracing,
     ) -> None:
         self._config = config
+        self._tracing = tracing
         self._guard = guard
         self._audit = audit
         self._cache = ResponseCache(store)
@@ -106,6 +110,7 @@ class Gateway:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
+        self._tracing.start()
         await self._upstream.start()
         self._guard.start()
         self._audit.start()
@@ -121,6 +126,7 @@ class Gateway:
         await self._cache.close()
         await self._guard.close()
         await self._audit.close()
+        await asyncio.to_thread(self._tracing.close)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -135,6 +141,8 @@ class Gateway:
         size = self._config.body_bytes_max
         body = Body(self._bodies, min(size, FEEDBACK_BYTES_MAX) if scores else size)
         address = key = ""
+        if scope["path"] in GENERATING:
+            traces.begin(self._tracing, scope, headers)
         try:
             address = self._guard.address(scope, headers)
             if scope["path"] in GENERATING:
@@ -167,6 +175,7 @@ class Gateway:
             body.give_back()
             if reply.refusal is not None:
                 self._audit.refused(reply.refusal, key, address)
+            traces.end(reply)
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive, body: Body) -> None:
         """Read a request's body within its bounds. Raises Refusal."""
@@ -210,7 +219,8 @@ class Gateway:
         _require(scope, "GET")
         if path == "/metrics":
             parts = (self.settlement, self._shadow, self._cache, self._guard, self._audit)
-            more = (line for part in parts for line in part.lines())
+            more = [line for part in parts for line in part.lines()]
+            more += traces.lines(self._tracing)
             text = self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
             return 200, [(b"content-type", CONTENT_TYPE)], text
         if path == "/healthz":

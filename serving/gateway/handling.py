@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from multidict import CIMultiDict
 
+from observability.tracing import current
 from serving.gateway.auditing import GatewayAudit
 from serving.gateway.balancer import Arm, Balancer, Service
 from serving.gateway.cache import CACHE_HEADER, Asked, ResponseCache, answerer
@@ -23,6 +24,7 @@ from serving.gateway.reply import Header, Refusal, Reply
 from serving.gateway.response_ids import RESPONSE_ID_HEADER, Mark, make_nonce
 from serving.gateway.settlement import Draw, Settlement
 from serving.gateway.shadow import SHADOW_HEADER
+from serving.gateway.traces import waited
 from serving.gateway.upstream import DEADLINE_HEADER
 
 CONVERSATION_BYTES_MAX = 256
@@ -119,11 +121,14 @@ class Handler:
 
     async def _made(self, question: Question, service: Service) -> Job:
         """Take a place and let the drawn arm answer."""
+        trace = current()
+        began = time.perf_counter() if trace is not None else 0.0
         try:
             await self._admission.enter()
         except Full as full:
             text = f"the gateway is full ({full.reason}); try again"
             raise Refusal(429, text, full.reason, retry_after_seconds=1) from None
+        waited(trace, began)
         try:
             job = self._draw(question, service)
             await self._proxy.answer(job, question.reply)

@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
+from serving.gateway import traces
 from serving.gateway.balancer import Arm, Balancer, Endpoint
 from serving.gateway.cache_store import KeptAnswer
 from serving.gateway.config import GatewayConfig
@@ -193,6 +194,7 @@ class Proxy:
         now = asyncio.get_running_loop().time()
         job.headers[DEADLINE_HEADER] = f"{max(job.deadline - now, 0.001):.3f}"
         answer: aiohttp.ClientResponse | None = None
+        call = traces.sending(job.headers, endpoint, sending)
         endpoint.outstanding += 1
         try:
             with READING:
@@ -217,6 +219,7 @@ class Proxy:
             return _outcome(answer.status) if whole else "error"
         finally:
             endpoint.outstanding -= 1
+            traces.sent(call, answer.status if answer is not None else None)
             if answer is not None:
                 answer.close()  # keeps the connection for others when the answer was read whole
 

@@ -59,6 +59,7 @@ class Reply:
         "is_event_stream",
         "refusal",
         "started",
+        "status",
     )
 
     def __init__(self, send: Send, abort: Callable[[], None], common: list[Header]) -> None:
@@ -66,6 +67,8 @@ class Reply:
         self._abort = abort
         self.common = common
         self.started = False
+        self.status = 0
+        """What the client was told; 0 before."""
         self.finished = False
         self.is_event_stream = False
         self.events = 0
@@ -84,7 +87,7 @@ class Reply:
 
     async def start(self, status: int, headers: list[Header]) -> None:
         """Send status and headers."""
-        self.started = True
+        self.started, self.status = True, status
         headers = [*headers, *self.common]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 

@@ -71,6 +71,8 @@ class World:
     gateway: subprocess.Popen[bytes] | None = None
     url: str = ""
     generation: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of the processes that are started from now on, beside this process's own."""
 
     def predictor(self, revision: str, version: str, port: int = 0) -> Predictor:
         """Start a stand-in and wait until it listens."""
@@ -105,7 +107,9 @@ class World:
         return self.gateway
 
     def _start(self, command: list[str], pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, cwd=ROOT, pass_fds=pass_fds)
+        process = subprocess.Popen(
+            command, cwd=ROOT, pass_fds=pass_fds, env={**os.environ, **self.environment}
+        )
         self.processes.append(process)
         return process
 

@@ -77,8 +77,9 @@ class PredictorProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """Return one sample of /metrics."""
-        shown = "".join(f',{key}="{value}"' for key, value in sorted(labels.items()))
-        start = f'serin_predictor_{name}{{model_version="3"{shown}}} '
+        named = sorted({"model_version": "3", "revision": REVISION, **labels}.items())
+        shown = ",".join(f'{key}="{value}"' for key, value in named)
+        start = f"serin_predictor_{name}{{{shown}}} "
         text = httpx.get(f"{self.url}/metrics").text
         return float(next(x for x in text.splitlines() if x.startswith(start)).split()[-1])
 
