@@ -83,6 +83,40 @@ class EvaluationConfig(BaseModel):
     seed: int = Field(default=7, description="seed of every draw of this step")
 
 
+class DuplicatesConfig(BaseModel):
+    """Which rows count as duplicates of earlier ones, and how far back.
+
+    Equal content is always a duplicate. Near duplicates are told by the Jaccard similarity of the
+    row's character shingles; short rows, where one word makes the difference, are left alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    near: bool = Field(default=True, description="drop near duplicates, not only equal content")
+    similarity_min: float = Field(
+        default=0.8,
+        ge=0.75,
+        le=1,
+        description="Jaccard similarity of shingles from which long rows are near duplicates",
+    )
+    near_bytes_min: int = Field(
+        default=240,
+        ge=90,
+        description="fewest bytes of letters (a Chinese character has 3) for near matching",
+    )
+    label_characters_max: int = Field(
+        default=60,
+        ge=0,
+        description="answers no longer than this are labels: rows with another label stay apart",
+    )
+    near_window_documents: int = Field(
+        default=20_000_000, ge=1000, description="newest long rows that near matching looks at"
+    )
+    exact_window_documents: int = Field(
+        default=1_000_000_000, ge=1000, description="newest rows that exact matching looks at"
+    )
+
+
 class IngestConfig(BaseModel):
     """Where the days are and how they come in."""
 
@@ -93,6 +127,9 @@ class IngestConfig(BaseModel):
     mapping: FieldMapping = Field(default=FieldMapping(), description="meaning of the columns")
     evaluation: EvaluationConfig = Field(
         default=EvaluationConfig(), description="on what candidates are judged"
+    )
+    duplicates: DuplicatesConfig = Field(
+        default=DuplicatesConfig(), description="which rows count as duplicates"
     )
     held_out_share: float = Field(
         default=0.1, ge=0, lt=1, description="share of rows never trained on, by hash of their id"
