@@ -14,7 +14,7 @@ VLLM_STAMP := $(VLLM)/.installed
 DISK_GIB_MIN := 8
 # What the tests drive for real, as command:package of Debian and Ubuntu.
 PROGRAMS := kubectl:kubernetes-client postgres:postgresql chromium:chromium \
-	chromedriver:chromium-driver promtool:prometheus
+	chromedriver:chromium-driver promtool:prometheus redis-server:redis-server
 
 # Plain `make run` tells the sample's story; with DATA=... it runs on that folder of daily files.
 DATA ?= samples/days

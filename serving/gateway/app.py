@@ -18,12 +18,14 @@ from serving.gateway.cache_store import CacheStore
 from serving.gateway.config import GatewayConfig
 from serving.gateway.connection import EXTENSION
 from serving.gateway.evaluators import Evaluators
+from serving.gateway.exposition import Counting
 from serving.gateway.feedback import FEEDBACK_BYTES_MAX, Feedback
 from serving.gateway.guard import Guard
 from serving.gateway.handling import Handler, Question
 from serving.gateway.health import Health
 from serving.gateway.limits import Admission, Body, Budget
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
+from serving.gateway.policies import Policies
 from serving.gateway.proxy import Proxy
 from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
 from serving.gateway.response_ids import ResponseIds
@@ -77,6 +79,12 @@ class Gateway:
         self._feedback = Feedback(ids, self.settlement, evaluators, config.scored_max)
         self._upstream = Upstream(config)
         self.health = Health(config, self.balancer, self._upstream.ready)
+        self._policies = Policies(
+            self.balancer,
+            self._upstream.policy,
+            config.policy_poll_seconds,
+            config.policy_seconds_max,
+        )
         self._shadow = Shadow(config, self.balancer, home)
         self._proxy = Proxy(config, self.balancer, self.health, self._upstream, ids, self._shadow)
         self._admission = Admission(
@@ -91,7 +99,11 @@ class Gateway:
             self.settlement,
             self.metrics,
             self._proxy,
+            self._policies,
         )
+        self._counting: tuple[Counting, ...] = (
+            self.settlement, self._shadow, self._cache, self._policies, guard, audit,
+        )  # fmt: skip
         self._bodies = Budget(config.bodies_bytes_max)
         self._file = RoutesFile(home / "control" / "routes.json", self._apply)
 
@@ -117,9 +129,12 @@ class Gateway:
         self._shadow.start()
         self.health.start()
         self._file.watch(self._config.routes_poll_seconds)
+        if self._cache.keeps:
+            self._policies.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._file.close()
+        await self._policies.close()
         await self._shadow.close()
         await self.health.close()
         await self._upstream.close()
@@ -218,8 +233,7 @@ class Gateway:
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
         if path == "/metrics":
-            parts = (self.settlement, self._shadow, self._cache, self._guard, self._audit)
-            more = [line for part in parts for line in part.lines()]
+            more = [line for part in self._counting for line in part.lines()]
             more += traces.lines(self._tracing)
             text = self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
             return 200, [(b"content-type", CONTENT_TYPE)], text

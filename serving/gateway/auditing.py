@@ -64,7 +64,7 @@ class GatewayAudit:
             client=caller.address,
             model_version=headers.get(b"x-serin-model-version", b"").decode("latin-1"),
             revision=headers.get(b"x-serin-revision", b"").decode("latin-1"),
-            policy=headers.get(b"x-serin-policy", b"").decode("latin-1"),
+            policy=kept.policy,
             status=200,
             input_digest=digest_bytes(body),
             output_digests=(digest_bytes(kept.body),),

@@ -39,6 +39,11 @@ class ResponseCache:
         self._working: dict[bytes, asyncio.Future[KeptAnswer | None]] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a place for answers."""
+        return self._store is not None
+
     def key(
         self,
         service: Service,
@@ -46,20 +51,24 @@ class ResponseCache:
         headers: dict[bytes, bytes],
         body: bytes,
         asked: Asked,
+        policy: str | None,
         always: bool = False,
     ) -> bytes | None:
         """Return the key of a request's answer, or None when it must be made anew.
 
         The key holds who asks (a digest of the credentials), what answers (model version and
-        bundle) and the request itself, whatever the order of its fields. With `always` it need
-        not be deterministic.
+        bundle) under which safety policy, and the request itself, whatever the order of its
+        fields. `policy` is the digest of the one in force, None while it is not known. With
+        `always` the request need not be deterministic.
         """
-        parts = self._parts(service, path, headers, body, asked, always)
+        parts = None
+        if policy is not None:
+            parts = self._parts(service, path, headers, body, asked, always)
         if parts is None:
             self._count(service.name, "bypass")
             return None
         digest = blake2b(digest_size=KEY_BYTES)
-        for part in parts:
+        for part in ((policy or "").encode(), *parts):
             digest.update(len(part).to_bytes(8) + part)
         return digest.digest()
 

@@ -4,6 +4,8 @@ from typing import Protocol
 
 import msgspec
 
+POLICY_HEADER = b"x-serin-policy"
+
 
 class KeptAnswer(msgspec.Struct, frozen=True, array_like=True):
     """One whole answer as a client got it: its headers, its id's header value and its body.
@@ -15,6 +17,11 @@ class KeptAnswer(msgspec.Struct, frozen=True, array_like=True):
     response_id: bytes
     body: bytes
     kept_at_seconds: float
+
+    @property
+    def policy(self) -> str:
+        """The digest of the safety policy that it was made under; empty if it does not say."""
+        return dict(self.headers).get(POLICY_HEADER, b"").decode("latin-1")
 
 
 class CacheStore(Protocol):

@@ -104,6 +104,17 @@ class GatewayConfig(BaseModel):
     cache_call_seconds_max: float = Field(
         default=0.1, gt=0, description="longest wait for that Redis; it then rests for a second"
     )
+    policy_poll_seconds: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="time between asking predictors for the safety policy that they apply",
+    )
+    policy_seconds_max: float = Field(
+        default=2.0,
+        gt=0,
+        description="time that what they said counts; after it no kept answer is given",
+    )
     series_max: int = Field(
         default=32, ge=2, description="revisions whose counters are kept after they left the routes"
     )

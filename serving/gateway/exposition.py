@@ -1,6 +1,14 @@
 """Prometheus' text format: families of samples, labels, escapes. Knows no metric."""
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+
+class Counting(Protocol):
+    """A part that counts what it does."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield its counts in Prometheus' text format."""
 
 
 def family(name: str, kind: str, text: str, values: Iterable[tuple[str, float]]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from serving.gateway.guard import Guard
 from serving.gateway.keys import Caller
 from serving.gateway.limits import Admission, Full
 from serving.gateway.metrics import Metrics
+from serving.gateway.policies import Policies
 from serving.gateway.proxy import Job, Proxy
 from serving.gateway.reply import Header, Refusal, Reply
 from serving.gateway.response_ids import RESPONSE_ID_HEADER, Mark, make_nonce
@@ -65,6 +66,7 @@ class Handler:
         settlement: Settlement,
         metrics: Metrics,
         proxy: Proxy,
+        policies: Policies,
     ) -> None:
         self._balancer = balancer
         self._guard = guard
@@ -74,6 +76,7 @@ class Handler:
         self._settlement = settlement
         self._metrics = metrics
         self._proxy = proxy
+        self._policies = policies
         self._decoder = msgspec.json.Decoder(Asked)
 
     async def answer(self, question: Question) -> None:
@@ -89,7 +92,8 @@ class Handler:
         )
         headers = dict(question.headers)
         always = self._guard.degraded
-        key = self._cache.key(service, question.path, headers, question.body, asked, always)
+        policy = self._policies.current(service.arms[0])
+        key = self._cache.key(service, question.path, headers, question.body, asked, policy, always)
         if key is None:
             await self._made(question, service)
             return
@@ -98,7 +102,8 @@ class Handler:
         async def make() -> KeptAnswer | None:
             question.reply.common.append((CACHE_HEADER, b"miss"))
             job = await self._made(question, service)
-            return job.kept() if answerer(job.arm) == wanted else None
+            kept = job.kept() if answerer(job.arm) == wanted else None
+            return kept if kept is not None and kept.policy == policy else None
 
         try:
             kept = await self._cache.answer(service.name, key, question.deadline, make)

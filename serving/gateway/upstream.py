@@ -6,11 +6,13 @@ Knows endpoints, not arms or retries.
 from types import TracebackType
 
 import aiohttp
+import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
 from serving.gateway.balancer import Endpoint
 from serving.gateway.config import GatewayConfig
+from serving.gateway.scoring import read_bounded
 
 DEADLINE_HEADER = "x-serin-deadline-seconds"
 REVISION_HEADER = "x-serin-revision"
@@ -18,7 +20,13 @@ IDLE_SECONDS = 2.0
 """An unused connection is closed before the predictor's server does it (5 s): no race between
 its close and our next request."""
 READY_PATH = "/v2/health/ready"
+IDENTITY_PATH = "/serin/identity"
+IDENTITY_BYTES_MAX = 1 << 16
 URLS_MAX = 1000
+
+
+class _Identity(msgspec.Struct):
+    policy_hash: str = ""
 
 
 class AttemptFailed(Exception):
@@ -110,6 +118,20 @@ class Upstream:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+    async def policy(self, endpoint: Endpoint) -> str | None:
+        """The digest of the safety policy in force there; None without an answer in time."""
+        assert self._session is not None
+        limit = aiohttp.ClientTimeout(total=self._config.probe_seconds_max)
+        try:
+            url = self._url(endpoint, IDENTITY_PATH)
+            async with self._session.get(url, timeout=limit) as answer:
+                if answer.status != 200:
+                    return None
+                content = await read_bounded(answer, IDENTITY_BYTES_MAX)
+            return msgspec.json.decode(content or b"", type=_Identity).policy_hash
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError):
+            return None
 
     def _url(self, endpoint: Endpoint, path: str) -> URL:
         key = (endpoint.url, path)

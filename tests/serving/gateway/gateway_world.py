@@ -129,6 +129,10 @@ class World:
         if self.url:
             until(lambda: self.applied() == self.generation)
 
+    def keeps_answers(self) -> bool:
+        """Whether the gateway knows the policy in force: only then a kept answer is given."""
+        return self.metric("serin_gateway_policy_known") >= 1
+
     def write_routes(self, services: dict[str, Any]) -> None:
         self.generation += 1
         self.write_routes_text(json.dumps({"generation": self.generation, "services": services}))

@@ -25,6 +25,8 @@ CALM: dict[str, Any] = {
     "answer_bytes": 0,  # size of a large answer
     "text": "",  # what the answer says
     "scores": {},  # as a scorer: score by answer
+    "policy": "p1",  # digest of the safety policy in force
+    "hides_policy": False,  # answer 503 to whoever asks for it
     "blocked": "",  # what x-serin-blocked says
     "revision": "",  # claim to be another revision
 }
@@ -52,6 +54,11 @@ class StandIn:
         self.seen["ready_asked"] += 1
         return web.Response(status=200 if self.mood["ready"] else 503)
 
+    async def identity(self, request: web.Request) -> web.Response:
+        if self.mood["hides_policy"]:
+            return web.Response(status=503)
+        return web.json_response({"policy_hash": self.mood["policy"]})
+
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.seen["requests"] += 1
@@ -69,6 +76,7 @@ class StandIn:
         headers = {
             "x-serin-model-version": self.version,
             "x-serin-revision": mood["revision"] or self.revision,
+            "x-serin-policy": mood["policy"],
         }
         if mood["blocked"]:
             headers["x-serin-blocked"] = mood["blocked"]
@@ -130,6 +138,7 @@ async def main() -> None:
     app.router.add_route("*", "/control", stand_in.control)
     app.router.add_post("/score", stand_in.score)
     app.router.add_get("/v2/health/ready", stand_in.ready)
+    app.router.add_get("/serin/identity", stand_in.identity)
     app.router.add_post("/openai/v1/chat/completions", stand_in.answer)
     app.router.add_post("/openai/v1/completions", stand_in.answer)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)

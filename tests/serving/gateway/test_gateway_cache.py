@@ -18,6 +18,12 @@ def fixed(world: World, **more: Any) -> httpx.Response:
     return answer
 
 
+def serve(world: World, predictor: Predictor) -> None:
+    """Give one predictor all traffic, and wait until its policy is known."""
+    world.route(predictor)
+    until(world.keeps_answers)
+
+
 @pytest.fixture
 def question(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A question that no other test asks: the shared gateway keeps its answers."""
@@ -29,7 +35,7 @@ def test_an_equal_question_gets_the_same_answer_with_its_id_and_age(
     calm: Calm, question: dict[str, Any]
 ) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     first = fixed(world, **question)
     # the same object with its fields in another order is the same question
     again = fixed(world, **{"max_tokens": 5, **question, "top_p": 1})
@@ -63,7 +69,7 @@ def test_other_requests_are_answered_anew(
     calm: Calm, question: dict[str, Any], more: dict[str, Any], headers: dict[str, str]
 ) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     answers = [world.ask(**question, **more, headers=headers) for _ in range(2)]
     assert all("x-serin-cache" not in answer.headers for answer in answers)
     assert stable.seen()["requests"] == 2
@@ -71,7 +77,7 @@ def test_other_requests_are_answered_anew(
 
 def test_a_client_may_ask_for_it_where_answers_differ(calm: Calm, question: dict[str, Any]) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     answers = [world.ask(**question, temperature=1, headers=ALLOW) for _ in range(2)]
     assert answers[1].headers["x-serin-cache"] == "hit"
     assert "x-serin-cache" not in stable.seen()["headers"]
@@ -79,7 +85,7 @@ def test_a_client_may_ask_for_it_where_answers_differ(calm: Calm, question: dict
 
 def test_nobody_gets_what_another_tenant_was_answered(calm: Calm, question: dict[str, Any]) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     tenants: list[dict[str, str]] = [
         {}, {"authorization": "Bearer a"}, {"authorization": "Bearer b"}, {"x-api-key": "Bearer a"},
     ]  # fmt: skip
@@ -96,27 +102,73 @@ def test_blocked_and_failed_answers_are_not_kept(
     calm: Calm, question: dict[str, Any], mood: dict[str, Any]
 ) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     stable.behave(**mood)
     fixed(world, **question)
     stable.behave()
+    until(world.keeps_answers)
     assert fixed(world, **question).headers["x-serin-cache"] == "miss"
     assert stable.seen()["requests"] == 1
 
 
 def test_another_version_answers_anew(calm: Calm, question: dict[str, Any]) -> None:
     world, stable, canary = calm
-    world.route(stable)
+    serve(world, stable)
     fixed(world, **question)
-    world.route(canary)
+    serve(world, canary)
     answer = fixed(world, **question)
     assert answer.headers["x-serin-cache"] == "miss"
     assert answer.headers["x-serin-model-version"] == canary.version
 
 
+def test_a_changed_policy_ends_what_was_kept_under_the_one_before(
+    calm: Calm, question: dict[str, Any]
+) -> None:
+    world, stable, _ = calm
+    serve(world, stable)
+    fixed(world, **question)
+    assert fixed(world, **question).headers["x-serin-cache"] == "hit"
+    stable.behave(policy="p2")
+    answer = until(lambda: not_kept(fixed(world, **question)))
+    assert answer.headers["x-serin-policy"] == "p2"
+    until(lambda: fixed(world, **question).headers.get("x-serin-cache") == "hit")
+    assert fixed(world, **question).headers["x-serin-policy"] == "p2"
+
+
+def test_nothing_kept_is_given_while_the_policy_is_not_known(
+    world: World, stable: Predictor, question: dict[str, Any]
+) -> None:
+    world.start_gateway(policy_seconds_max=0.5)
+    serve(world, stable)
+    fixed(world, **question)
+    stable.behave(hides_policy=True)
+    until(lambda: not world.keeps_answers())
+    assert "x-serin-cache" not in fixed(world, **question).headers
+    stable.behave(policy="")
+    assert not world.keeps_answers()
+    assert "x-serin-cache" not in fixed(world, **question).headers
+    stable.behave()
+    until(world.keeps_answers)
+    assert fixed(world, **question).headers["x-serin-cache"] == "hit"
+
+
+def test_predictors_under_two_policies_give_nothing_kept(
+    world: World, stable: Predictor, question: dict[str, Any]
+) -> None:
+    second = world.predictor(stable.revision, stable.version)
+    world.start_gateway()
+    world.route([stable, second])
+    until(world.keeps_answers)
+    second.behave(policy="p2")
+    until(lambda: not world.keeps_answers())
+    assert "x-serin-cache" not in fixed(world, **question).headers
+    stable.behave(policy="p2")
+    until(world.keeps_answers)
+
+
 def test_equal_questions_at_once_are_asked_once(calm: Calm, question: dict[str, Any]) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     stable.behave(delay=0.6)
     answers = ask_at_once(world, question, 12)
     assert {answer.status_code for answer in answers} == {200}
@@ -128,7 +180,7 @@ def test_when_the_first_of_equal_questions_leaves_another_takes_its_place(
     calm: Calm, question: dict[str, Any]
 ) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     stable.behave(delay=1.0)
     left: list[str] = []
 
@@ -152,7 +204,7 @@ def test_who_waits_for_an_equal_question_waits_no_longer_than_allowed(
     calm: Calm, question: dict[str, Any]
 ) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     stable.behave(delay=3.0)
     first = threading.Thread(target=fixed, args=(world,), kwargs=question)
     first.start()
@@ -168,7 +220,7 @@ def test_a_canary_is_judged_on_answers_that_were_made_for_it(
 ) -> None:
     """A/A with the cache on: both arms answer the same few questions, and each answer counts."""
     world, stable, canary = calm
-    world.route(stable)
+    serve(world, stable)
     for _ in range(3):
         fixed(world, **question)
     assert stable.seen()["requests"] == 1
@@ -181,13 +233,13 @@ def test_a_canary_is_judged_on_answers_that_were_made_for_it(
     assert found.stable.requests == stable.seen()["requests"] - 1
     world.route(stable, canary, percent=0)
     assert "x-serin-cache" not in fixed(world, **question).headers
-    world.route(stable)
+    serve(world, stable)
     assert fixed(world, **question).headers["x-serin-cache"] == "hit"
 
 
 def test_what_the_cache_did_is_counted(calm: Calm, question: dict[str, Any]) -> None:
     world, stable, _ = calm
-    world.route(stable)
+    serve(world, stable)
     names = ("hit", "miss", "bypass")
     before = [world.metric("serin_gateway_cache_total", outcome=name) for name in names]
     drawn = world.metric("serin_gateway_draws_total")
@@ -197,6 +249,10 @@ def test_what_the_cache_did_is_counted(calm: Calm, question: dict[str, Any]) -> 
     assert [new - old for new, old in zip(after, before, strict=True)] == [2, 1, 1]
     assert world.metric("serin_gateway_draws_total") - drawn == 2
     assert world.metric("serin_gateway_cache_entries") > 0
+
+
+def not_kept(answer: httpx.Response) -> httpx.Response | None:
+    return None if answer.headers.get("x-serin-cache") == "hit" else answer
 
 
 def ask_at_once(world: World, question: dict[str, Any], count: int) -> list[httpx.Response]:

@@ -35,6 +35,7 @@ def guarded(world: World, stable: Predictor) -> World:
         concurrency_max=4,
     )
     world.route(stable)
+    until(world.keeps_answers)
     return world
 
 

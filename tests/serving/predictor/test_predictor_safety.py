@@ -1,13 +1,16 @@
 """A predictor under a policy: what it refuses, holds back and redacts, whole and streamed."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from predictor_process import PredictorProcess, ask, until
+from predictor_process import REVISION, ROOT, PredictorProcess, ask, until
 
 from serving.safety.policy import POLICY_NAME, parse_policy
 from tests.bundles import ALPHABET, CHAT_LOOP
@@ -188,6 +191,41 @@ def test_a_changed_policy_is_in_force_within_a_second(
         assert time.monotonic() - began < 1.0
         answer = client.post(CHAT, json=ask(max_tokens=2))
         assert answer.headers["x-serin-policy"] == digest
+
+
+@pytest.fixture
+def gateway(guarded: PredictorProcess) -> Iterator[httpx.Client]:
+    """A gateway in front of the predictor, of the same home."""
+    home = guarded.port_file.parent
+    endpoint = {"url": guarded.url, "ready": True}
+    stable = {
+        "arm": "stable", "revision": REVISION, "percent": 100, "model_version": "3",
+        "bundle_digest": "", "endpoints": [endpoint],
+    }  # fmt: skip
+    routes = {"generation": 1, "services": {"assistant": {"arms": [stable]}}}
+    (home / "control").mkdir(exist_ok=True)
+    (home / "control" / "routes.json").write_text(json.dumps(routes))
+    port_file = home / "gateway.port"
+    command = ["--home", str(home), "--port", "0", "--port-file", str(port_file)]
+    process = subprocess.Popen([sys.executable, "-m", "serving.gateway", *command], cwd=ROOT)
+    until(port_file.exists)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port_file.read_text().strip()}") as client:
+        yield client
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_answers_kept_under_an_older_policy_are_not_given_again(
+    guarded: PredictorProcess, gateway: httpx.Client, folder: Path, policy: str
+) -> None:
+    question = ask(max_tokens=2, temperature=0)
+    until(lambda: gateway.post(CHAT, json=question).headers.get("x-serin-cache") == "hit")
+    assert gateway.post(CHAT, json=question).headers["x-serin-policy"] == policy
+    digest = write(folder, {**POLICY, "name": "newer"})
+    until(lambda: policy_hash(guarded) == digest)
+    until(lambda: gateway.post(CHAT, json=question).headers["x-serin-policy"] == digest)
+    until(lambda: gateway.post(CHAT, json=question).headers.get("x-serin-cache") == "hit")
+    assert gateway.post(CHAT, json=question).headers["x-serin-policy"] == digest
 
 
 def test_an_invalid_policy_changes_nothing_and_is_told(
