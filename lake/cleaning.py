@@ -7,15 +7,14 @@ import hashlib
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from core.contracts import Message
-from core.digests import digest_json
+from core.digests import digest_bytes, digest_json
 from lake.config import FieldMapping
 from privacy.pii import Scanner, redacted
 
@@ -34,11 +33,11 @@ KINDS = {
     "CREDIT_CARD": "CARD",
     "CN_BANK_CARD": "CARD",
 }
+ReplacePersonal = Callable[[Sequence[str]], list[str]]
 _own = threading.local()
 
 
-@dataclass(frozen=True, slots=True)
-class ShapedRow:
+class ShapedRow(msgspec.Struct, frozen=True):
     """A row in the lake's form, not yet checked: wrong types stand as they came.
 
     `checked` is what the record contract sees; `turns` is None where it cannot be used.
@@ -46,11 +45,9 @@ class ShapedRow:
 
     checked: dict[str, Any]
     turns: tuple[Message, ...] | None
-    language: str
 
 
-@dataclass(frozen=True, slots=True)
-class CleanRow:
+class CleanRow(msgspec.Struct, frozen=True):
     """A checked, normalised and scrubbed row, ready to be stored."""
 
     record_id: str
@@ -91,30 +88,53 @@ def shape(value: Mapping[str, Any], mapping: FieldMapping) -> ShapedRow:
         "prompt": turns[-1].content if turns else chat,
         "response": response,
     }
-    return ShapedRow(checked, turns, language if isinstance(language, str) else "")
+    checked["language"] = _language(language, checked["prompt"])
+    return ShapedRow(checked, turns)
 
 
-def clean(row: ShapedRow, personal: Callable[[str], str]) -> CleanRow:
-    """Normalise a row that passed the contract and replace its personal data.
+def clean(rows: Sequence[ShapedRow], personal: ReplacePersonal) -> list[CleanRow]:
+    """Normalise rows that passed the contract and replace their personal data.
 
-    `personal` replaces personal data in a text: `scrub`, or `str` to keep it.
+    `personal` replaces personal data in texts: `scrub_many`, or `list` to keep it.
     """
-    checked, turns = row.checked, row.turns or ()
-    messages = tuple(Message(turn.role, personal(normalise(turn.content))) for turn in turns)
-    response = personal(normalise(checked["response"]))
-    record_id = normalise(checked["record_id"])
-    if personal(record_id) != record_id:
-        record_id = hashlib.sha256(record_id.encode()).hexdigest()[:RECORD_ID_LENGTH]
+    turns = iter(personal([normalise(turn.content) for row in rows for turn in row.turns or ()]))
+    responses = personal([normalise(row.checked["response"]) for row in rows])
+    slices = _personal_once([normalise(row.checked["slice_name"]) for row in rows], personal)
+    languages = _personal_once([row.checked["language"] for row in rows], personal)
+    record_ids = [normalise(row.checked["record_id"]) for row in rows]
+    hidden = personal(record_ids)
+    cleaned = []
+    for index, row in enumerate(rows):
+        messages = tuple([Message(turn.role, next(turns)) for turn in row.turns or ()])
+        record_id, response = record_ids[index], responses[index]
+        if hidden[index] != record_id:
+            record_id = hashlib.sha256(record_id.encode()).hexdigest()[:RECORD_ID_LENGTH]
+        cleaned.append(
+            CleanRow(
+                record_id=record_id,
+                created_at=str(row.checked["created_at"] or ""),
+                slice_name=slices[index],
+                messages=messages,
+                response=response,
+                language=languages[index],
+                content_digest=content_digest(messages, response),
+            )
+        )
+    return cleaned
+
+
+def content_digest(messages: Sequence[Message], response: str) -> str:
+    """Return the digest by which equal contents are one: SHA-256 of the turns and the answer."""
     texts = [[turn.role, turn.content] for turn in messages]
-    return CleanRow(
-        record_id=record_id,
-        created_at=checked["created_at"] or "",
-        slice_name=personal(normalise(checked["slice_name"])),
-        messages=messages,
-        response=response,
-        language=personal(row.language) or language_of(messages[-1].content),
-        content_digest=digest_json([texts, response]),
-    )
+    # The same bytes as core.digests.canonical_json for texts, several times as fast.
+    return digest_bytes(msgspec.json.encode([texts, response]))
+
+
+def _personal_once(texts: Sequence[str], personal: ReplacePersonal) -> list[str]:
+    """Replace personal data in texts of which many are the same."""
+    distinct = list(dict.fromkeys(texts))
+    found = dict(zip(distinct, personal(distinct), strict=True))
+    return [found[text] for text in texts]
 
 
 def normalise(text: str) -> str:
@@ -153,7 +173,16 @@ def scrub(text: str) -> str:
 
     What is found, and how hidden it may be, privacy/pii.py says; all else stays as it was.
     """
-    return redacted(text, _scanner().scan(text), _kind)
+    return scrub_many([text])[0]
+
+
+def scrub_many(texts: Sequence[str]) -> list[str]:
+    """Do what `scrub` does for many texts, several times as fast."""
+    found = _scanner().scan_many(texts)
+    return [
+        redacted(text, spans, _kind) if spans else text
+        for text, spans in zip(texts, found, strict=True)
+    ]
 
 
 def _kind(type_: str, value: str) -> str:
@@ -166,6 +195,12 @@ def _scanner() -> Scanner:
         _own.scanner = Scanner()
     scanner: Scanner = _own.scanner
     return scanner
+
+
+def _language(given: Any, prompt: Any) -> str:
+    if isinstance(given, str) and given:
+        return given
+    return language_of(prompt) if isinstance(prompt, str) else ""
 
 
 def _decoded(text: str) -> Any:

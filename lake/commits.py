@@ -1,10 +1,10 @@
-"""Writes spooled rows as Parquet files and adds them to a Delta table in one commit.
+"""Rows become Parquet files of a Delta table, and those one commit.
 
 Own files instead of `write_deltalake`: that one buffers a fast stream without limit.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import msgspec
 import pyarrow as pa
@@ -16,91 +16,112 @@ from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction
 
 from core.errors import ConflictError
-from lake.ingestion import Spool
 from lake.schema import PARTITION
 
 ROW_GROUP_ROWS = 20_000
+ROW_GROUP_BYTES = 32 << 20
 FILE_ROWS_MAX = 1_000_000
-NAME_LENGTH = 32
 
 
-def commit_spool(
-    table: DeltaTable,
-    spool: Spool,
-    day: str,
-    file_digest: str,
-    metadata: Mapping[str, str],
-    storage_options: Mapping[str, str] | None = None,
-) -> None:
-    """Append the spooled rows of one day file to `table` as one commit.
+class PartFiles:
+    """The data files of one batch in one table, written while rows come and seen after `commit`.
 
-    File names follow from `file_digest`, which is also the commit's transaction: a second attempt
-    after a kill overwrites what the first one left. Holds one row group in memory. Raises
-    ConflictError when another process changed the table in a way that forbids the commit.
+    Holds one row group in memory. File names follow from the batch, which is also the commit's
+    transaction: a second attempt after a kill overwrites what the first one left.
     """
-    options = dict(storage_options) if storage_options else None
-    system = pafs.PyFileSystem(DeltaStorageHandler(table.table_uri, options))
-    schema = spool.schema.remove(spool.schema.get_field_index(PARTITION))
-    actions: list[AddAction] = []
-    for groups in _files(spool.reader()):
-        name = f"part-{file_digest[:NAME_LENGTH]}-{len(actions):05d}.zstd.parquet"
-        rows = 0
-        with pq.ParquetWriter(
-            name, schema, filesystem=system, compression="zstd", compression_level=1
-        ) as writer:
-            for group in groups:
-                writer.write_table(group.drop_columns(PARTITION))
-                rows += group.num_rows
-        size = system.get_file_info(name).size
-        # Only the count: minima and maxima would copy texts into the log, out of erasure's reach.
-        stats = msgspec.json.encode({"numRecords": rows}).decode()
-        actions.append(AddAction(name, size, {PARTITION: day}, _now(), True, stats))
-    properties = CommitProperties(
-        custom_metadata=dict(metadata), app_transactions=[Transaction(file_digest, 1)]
-    )
-    try:
-        table.create_write_transaction(
-            actions,
-            mode="append",
-            schema=table.schema(),
-            partition_by=[PARTITION],
-            commit_properties=properties,
+
+    def __init__(
+        self,
+        address: str,
+        schema: pa.Schema,
+        day: str,
+        batch: str,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> None:
+        self.address, self.day, self.batch = address, day, batch
+        self.rows = 0
+        self._options = dict(storage_options) if storage_options else None
+        self._schema = schema.remove(schema.get_field_index(PARTITION))
+        self._held: list[pa.RecordBatch] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._file_rows: list[tuple[str, int]] = []
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Append rows (the schema's columns; others are left out)."""
+        if not rows.num_rows:
+            return
+        self._held.append(rows.select(self._schema.names))
+        self.rows += rows.num_rows
+        held_rows = sum(part.num_rows for part in self._held)
+        held_bytes = sum(part.nbytes for part in self._held)
+        if held_rows >= ROW_GROUP_ROWS or held_bytes >= ROW_GROUP_BYTES:
+            self._write_group()
+
+    def commit(self, metadata: Mapping[str, str], judged_at: int) -> None:
+        """Add the files to the table in one commit, unless the table has this batch already.
+
+        Raises ConflictError when another process changed the table in a way that forbids it.
+        """
+        self._write_group()
+        self.close()
+        table = DeltaTable(self.address, storage_options=self._options)
+        if table.transaction_version(self.batch) is not None:
+            return
+        system = self._system()
+        actions = [
+            # Only the count: minima and maxima would copy texts into the log, out of erasure's
+            # reach.
+            AddAction(
+                name,
+                system.get_file_info(name).size,
+                {PARTITION: self.day},
+                time.time_ns() // 1_000_000,
+                True,
+                msgspec.json.encode({"numRecords": rows}).decode(),
+            )
+            for name, rows in self._file_rows
+        ]
+        properties = CommitProperties(
+            custom_metadata=dict(metadata), app_transactions=[Transaction(self.batch, judged_at)]
         )
-    except CommitFailedError as error:
-        raise ConflictError(
-            f"another process changed {table.table_uri} first; run again"
-        ) from error
+        try:
+            table.create_write_transaction(
+                actions,
+                mode="append",
+                schema=table.schema(),
+                partition_by=[PARTITION],
+                commit_properties=properties,
+            )
+        except CommitFailedError as error:
+            raise ConflictError(
+                f"another process changed {self.address} first; run again"
+            ) from error
 
+    def close(self) -> None:
+        """Finish the file that is being written."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
-def _files(reader: pa.RecordBatchReader) -> Iterator[Iterator[pa.Table]]:
-    """Yield one iterator of row groups for each file to write, none for no rows."""
-    groups = _row_groups(reader)
-    first = next(groups, None)
+    def _write_group(self) -> None:
+        if not self._held:
+            return
+        group, self._held = pa.Table.from_batches(self._held), []
+        if self._writer is None:
+            name = f"part-{self.batch}-{len(self._file_rows):05d}.zstd.parquet"
+            self._writer = pq.ParquetWriter(
+                name,
+                self._schema,
+                filesystem=self._system(),
+                compression="zstd",
+                compression_level=1,
+            )
+            self._file_rows.append((name, 0))
+        self._writer.write_table(group)
+        name, rows = self._file_rows[-1]
+        self._file_rows[-1] = (name, rows + group.num_rows)
+        if rows + group.num_rows >= FILE_ROWS_MAX:
+            self.close()
 
-    def one_file(group: pa.Table | None) -> Iterator[pa.Table]:
-        nonlocal first
-        rows = 0
-        while group is not None:
-            yield group
-            rows += group.num_rows
-            group = first = next(groups, None)
-            if rows >= FILE_ROWS_MAX:
-                return
-
-    while first is not None:
-        yield one_file(first)
-
-
-def _row_groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
-    held: list[pa.RecordBatch] = []
-    for batch in reader:
-        held.append(batch)
-        if sum(part.num_rows for part in held) >= ROW_GROUP_ROWS:
-            yield pa.Table.from_batches(held)
-            held = []
-    if held:
-        yield pa.Table.from_batches(held)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
+    def _system(self) -> pafs.FileSystem:
+        return pafs.PyFileSystem(DeltaStorageHandler(self.address, self._options))

@@ -140,10 +140,18 @@ class IngestConfig(BaseModel):
     scrub: bool = Field(
         default=True, description="replace sensitive data by its kind before storing"
     )
-    batch_rows: int = Field(default=5000, ge=1, description="most rows held at once")
+    batch_rows: int = Field(default=5000, ge=1, description="most rows prepared at once")
     batch_bytes_max: int = Field(
-        default=64 << 20, ge=1 << 16, description="most bytes of raw rows held at once"
+        default=4 << 20, ge=1 << 16, description="most bytes of raw rows prepared at once"
     )
     row_bytes_max: int = Field(
         default=1 << 20, ge=1024, description="longer rows go to quarantine unread"
+    )
+    commit_bytes: int = Field(
+        default=512 << 20,
+        ge=1 << 16,
+        description="raw bytes after which what came in is committed: a kill costs at most as much",
+    )
+    processes: int = Field(
+        default=1, ge=1, le=256, description="processes that prepare the rows of a large file"
     )

@@ -3,6 +3,7 @@
 Knows which rows count and why; asks no model.
 """
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,10 @@ from pathlib import Path
 from core.contracts import Record, SnapshotRef
 from core.digests import digest_bytes, digest_json
 from core.errors import InputError
-from lake.cleaning import clean, scrub, shape
+from lake.cleaning import clean, scrub_many, shape
 from lake.config import EvaluationConfig, IngestConfig
 from lake.consistency import SliceConsistency, slice_consistency
-from lake.ingestion import CheckRows, require_fields
+from lake.preparation import CheckRows, require_fields
 from lake.replay import earlier_held_out
 from lake.snapshots import (
     flagged_versions,
@@ -23,7 +24,7 @@ from lake.snapshots import (
     passed_versions,
     read_manifest,
 )
-from lake.sources import list_days, read_batches
+from lake.sources import day_blocks, list_days
 from lake.table import Lake
 
 EVALUATION_DAY = "evaluation"
@@ -131,15 +132,18 @@ def read_evaluation(config: IngestConfig, check: CheckRows, slices: Iterable[str
     allowed = set(slices) if config.evaluation.known_slices_only else None
     day_file = replace(list_days(config.evaluation.uri).days[0], day=EVALUATION_DAY)
     found: list[Record] = []
-    for batch in read_batches(day_file, config):
+    for block in day_blocks(day_file, config):
+        rows = block.decoded(config.row_bytes_max)
         if not found:
-            require_fields(batch.rows, config, day_file.name)
-        shaped = [shape(row.value, config.mapping) for row in batch.rows if row.value is not None]
-        refused = {item.index for item in check([row.checked for row in shaped])}
-        for index, row in enumerate(shaped):
-            if index in refused or row.turns is None:
-                continue
-            ready = clean(row, scrub if config.scrub else str)
+            require_fields(rows, config, day_file.name)
+        shaped = [shape(row.value, config.mapping) for row in rows if row.value is not None]
+        refused = {item.index for item in check([row.checked for row in shaped], time.time())}
+        usable = [
+            row
+            for index, row in enumerate(shaped)
+            if index not in refused and row.turns is not None
+        ]
+        for ready in clean(usable, scrub_many if config.scrub else list):
             if allowed is None or ready.slice_name in allowed:
                 found.append(
                     Record(

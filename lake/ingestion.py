@@ -1,218 +1,315 @@
-"""One day file through shape, contract, cleaning and deduplication, as Arrow batches.
+"""One day file into the lake, exactly once: prepared blocks, deduplicated, in batches of commits.
 
-Bounded memory: rows go to a spool file batch by batch; knows nothing of the table they end in.
+Knows batches and their order; how a block is prepared, preparation.py knows.
 """
 
-import hashlib
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import IO, Any
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from core.contracts import Rejection
-from core.errors import InputError
-from lake.cleaning import CleanRow, clean, held_out, scrub, shape
-from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
-from lake.sources import DayFile, IngestConfig, RawRow, read_batches
+from core.digests import digest_json
+from core.errors import ConflictError, InputError
+from lake.config import IngestConfig
+from lake.known import DigestSet, prefixes_of, prefixes_of_texts
+from lake.log import METADATA_KEY, BatchEntry, FileState, VersionEntry, batch_name, file_states
+from lake.preparation import (
+    CheckRows,
+    Intake,
+    PreparedBlock,
+    after_rows,
+    quarantine_rows,
+)
+from lake.schema import QUARANTINE, RECORDS
+from lake.sources import DayFile, day_blocks
+from lake.tables import Tables
+from lake.workers import prepared_blocks
 
-CheckRows = Callable[[list[dict[str, Any]]], list[Rejection]]
-QUARANTINE_TEXT_MAX = 2000
-RECENT_MAX = 1 << 20
-DIGEST_PREFIX = 16
-NAMES_SHOWN_MAX = 12
-
-
-class DigestSet:
-    """A set of 64-bit digest prefixes at 8 bytes each, plus a bounded Python set of recent ones.
-
-    Two different rows share a prefix with probability n^2 / 2^65: about 3 % at a billion rows,
-    and then one row too many counts as a duplicate.
-    """
-
-    def __init__(self, prefixes: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
-        self._sorted = np.sort(prefixes)
-        self._recent: set[int] = set()
-
-    @classmethod
-    def of(cls, digests: Sequence[str] = ()) -> "DigestSet":
-        """Return the set of the given hexadecimal digests."""
-        numbers = (int(digest[:DIGEST_PREFIX], 16) for digest in digests)
-        return cls(np.fromiter(numbers, dtype=np.uint64))
-
-    def add(self, digest: str) -> bool:
-        """Add a digest; return whether it was new."""
-        prefix = int(digest[:DIGEST_PREFIX], 16)
-        place = int(np.searchsorted(self._sorted, np.uint64(prefix)))
-        known = place < len(self._sorted) and int(self._sorted[place]) == prefix
-        if known or prefix in self._recent:
-            return False
-        self._recent.add(prefix)
-        if len(self._recent) >= RECENT_MAX:
-            recent = np.fromiter(self._recent, dtype=np.uint64)
-            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
-            self._recent.clear()
-        return True
+Verdict = Literal["new", "exact", "near"]
+TAKEN_ID = "the record id stands in this file for another content"
+PARALLEL_BYTES_MIN = 32 << 20
+"""Smaller files are taken in by one process: starting others takes longer."""
+LOG = logging.getLogger("serin.ingestion")
 
 
-@dataclass
-class Spool:
-    """Record batches in an unlinked temporary file, to be read once after writing."""
+class DuplicateIndex(Protocol):
+    """What the lake has already, by content. A batch counts once its commit is known."""
 
-    schema: pa.Schema
-    rows: int = 0
-    file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    def look(self, batch: str, digests: Sequence[str]) -> list[Verdict]:
+        """Judge rows against history, this run's earlier batches and each other; stage them."""
+        ...
 
-    def __post_init__(self) -> None:
-        self._writer = pa.ipc.new_stream(self.file, self.schema)
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows."""
-        if rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=self.schema))
-            self.rows += len(rows)
-
-    def reader(self) -> pa.RecordBatchReader:
-        """Return all rows as a stream of batches."""
-        self._writer.close()
-        self.file.seek(0)
-        return pa.ipc.open_stream(self.file)
+    def commit(self, batch: str) -> None:
+        """Make a batch history, after its commit in Delta."""
+        ...
 
 
-@dataclass
-class PreparedDay:
-    """What one file comes to. rows_in = records.rows + duplicates + quarantine.rows, always."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a file is in this run: rows and decoded bytes, and where its reader stands."""
 
-    records: Spool = field(default_factory=lambda: Spool(RECORDS_SCHEMA))
-    quarantine: Spool = field(default_factory=lambda: Spool(QUARANTINE_SCHEMA))
+    source: str
     rows_in: int = 0
     duplicates: int = 0
-
-    def close(self) -> None:
-        """Give the temporary files back."""
-        self.records.file.close()
-        self.quarantine.file.close()
-
-
-@dataclass
-class _Intake:
-    """The state of one file's way in."""
-
-    day_file: DayFile
-    file_digest: str
-    config: IngestConfig
-    check: CheckRows
-    known: DigestSet
-    prepared: PreparedDay
-    ids: DigestSet = field(default_factory=DigestSet.of)
-    now: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-    def take(self, raw: Sequence[RawRow]) -> None:
-        """Sort one batch into records, duplicates and quarantine."""
-        self.prepared.rows_in += len(raw)
-        refused = [(row, row.reason) for row in raw if row.value is None]
-        decoded = [
-            (row, shape(row.value, self.config.mapping)) for row in raw if row.value is not None
-        ]
-        reasons = {item.index: item.reason for item in self.check([s.checked for _, s in decoded])}
-        kept: list[dict[str, Any]] = []
-        for index, (row, shaped) in enumerate(decoded):
-            reason = reasons.get(index) or ("" if shaped.turns else "the turns are malformed")
-            if reason:
-                refused.append((row, reason))
-                continue
-            ready = clean(shaped, scrub if self.config.scrub else str)
-            if not (ready.response and ready.messages[-1].content and ready.record_id):
-                refused.append((row, "nothing is left after cleaning"))
-            elif not self.known.add(ready.content_digest):
-                self.prepared.duplicates += 1
-            elif not self.ids.add(_id_digest(ready.record_id)):
-                refused.append((row, "the record id stands in this file for another content"))
-            else:
-                kept.append(self.record(row, ready))
-        self.prepared.records.write(kept)
-        self.prepared.quarantine.write([self.refusal(row, reason) for row, reason in refused])
-
-    def record(self, raw: RawRow, row: CleanRow) -> dict[str, Any]:
-        return {
-            "record_id": row.record_id,
-            "day": self.day_file.day,
-            "created_at": row.created_at,
-            "slice_name": row.slice_name,
-            "messages": msgspec.json.encode(row.messages).decode(),
-            "prompt": row.messages[-1].content,
-            "response": row.response,
-            "language": row.language,
-            "content_digest": row.content_digest,
-            "held_out": held_out(row.record_id, self.config.held_out_share),
-            "source": self.day_file.name,
-            "row": raw.row,
-            "file_digest": self.file_digest,
-        }
-
-    def refusal(self, raw: RawRow, reason: str) -> dict[str, Any]:
-        text = raw.text
-        if raw.value is not None:
-            text = msgspec.json.encode(raw.value, enc_hook=str).decode()
-        # Scrubbed whole and cut afterwards: a cut e-mail address would no longer be recognised.
-        return {
-            "day": self.day_file.day,
-            "source": self.day_file.name,
-            "row": raw.row,
-            "offset": raw.offset,
-            "length": raw.length,
-            "reason": reason,
-            "text": scrub(text)[:QUARANTINE_TEXT_MAX],
-            "digest": raw.digest,
-            "file_digest": self.file_digest,
-            "quarantined_at": self.now,
-        }
+    quarantined: int = 0
+    decoded_bytes: int = 0
+    position: int = 0
+    size_bytes: int = 0
 
 
-def prepare_day(
+Watch = Callable[[Progress], None]
+
+
+class KnownDigests:
+    """The duplicate index of a small lake: digests in memory, read anew from the records table."""
+
+    def __init__(self, tables: Tables, barred: Collection[str]) -> None:
+        condition = ~ds.field("file_digest").isin(sorted(barred)) if barred else None
+        parts = [np.empty(0, dtype=np.uint64)]
+        for batch in tables.columns(["content_digest"], condition):
+            parts.append(prefixes_of(batch.column("content_digest").to_pylist()))
+        self._digests = DigestSet(np.concatenate(parts))
+
+    def look(self, batch: str, digests: Sequence[str]) -> list[Verdict]:
+        """See DuplicateIndex."""
+        new = self._digests.add(prefixes_of(digests)).tolist()
+        return ["new" if is_new else "exact" for is_new in new]
+
+    def commit(self, batch: str) -> None:
+        """Nothing is staged: the next run reads the table again."""
+
+
+def take_in(
+    tables: Tables,
     day_file: DayFile,
-    file_digest: str,
     config: IngestConfig,
     check: CheckRows,
-    known: DigestSet,
-    fields_required: bool,
-) -> PreparedDay:
-    """Read one day file and sort its rows into records, duplicates and quarantine.
+    flagged: Collection[int] = (),
+    watch: Watch | None = None,
+) -> tuple[VersionEntry, bool]:
+    """Bring one day file in, batch by batch; return it, and whether it was there already.
 
-    `known` holds the content digests of earlier rows and grows by this day's. With
-    `fields_required` a file of which no row has the mapped columns raises InputError at its first
-    batch: then the mapping is wrong, not the data.
+    A file that a kill left half in goes on after its last batch. Raises InputError for a wrong
+    mapping or a file that changes while it is read, ConflictError when another process wrote first.
     """
-    prepared = PreparedDay()
-    intake = _Intake(day_file, file_digest, config, check, known, prepared)
-    try:
-        for batch in read_batches(day_file, config):
-            if fields_required and prepared.rows_in == 0:
-                require_fields(batch.rows, config, day_file.name)
-            intake.take(batch.rows)
-    except BaseException:
-        prepared.close()
-        raise
-    return prepared
+    with tables.one_writer():
+        stamp, file_digest = day_file.stamp(), day_file.digest()
+        tables.create()
+        states = file_states(tables.history())
+        state = states.get(file_digest, FileState())
+        if state.whole:
+            return state.entry(), True
+        refused = file_states(tables.history(QUARANTINE))
+        settings = settings_digest(config)
+        state = _resumable(tables, day_file, state, refused.get(file_digest), settings)
+        _discard_halves(tables, states, refused, file_digest)
+        whole = [found.entry() for found in states.values() if found.whole]
+        barred = {entry.file_digest for entry in whole if entry.version in flagged}
+        intake = Intake(
+            day=day_file.day,
+            source=day_file.name,
+            file_digest=file_digest,
+            config=config,
+            check=check,
+            judged_at=state.judged_at or float(int(time.time())),
+        )
+        run = _Run(tables, intake, state, settings, KnownDigests(tables, barred), day_file, stamp)
+        run.take(not any(entry.kept for entry in whole), watch)
+        state = file_states(tables.history()).get(file_digest, FileState())
+        if not state.whole:
+            raise ConflictError(f"the commit of {day_file.name} is not in the log; run again")
+        return state.entry(), False
 
 
-def require_fields(rows: Sequence[RawRow], config: IngestConfig, name: str) -> None:
-    """Raise InputError when not one decoded row has the columns that the mapping names."""
-    mapping = config.mapping
-    values = [row.value for row in rows if row.value is not None]
-    plain = {mapping.prompt, mapping.response, *filter(None, (mapping.slice_name, mapping.id))}
-    if not values or any(mapping.messages in value or plain <= value.keys() for value in values):
-        return
-    found = sorted({str(key) for value in values for key in value})[:NAMES_SHOWN_MAX]
-    raise InputError(
-        f"no row of {name} has the fields {', '.join(sorted(plain))}; it has {', '.join(found)}: "
-        "map them (--prompt-field, --response-field, --slice-field, --id-field)"
+def settings_digest(config: IngestConfig) -> str:
+    """Return a digest of all settings on which a file's rows and batches depend."""
+    names = {
+        "mapping", "held_out_share", "scrub", "batch_rows", "batch_bytes_max", "row_bytes_max",
+        "commit_bytes",
+    }  # fmt: skip
+    return digest_json(config.model_dump(mode="json", include=names))
+
+
+def _resumable(
+    tables: Tables,
+    day_file: DayFile,
+    state: FileState,
+    refused: FileState | None,
+    settings: str,
+) -> FileState:
+    """Return where the file goes on; a half that came in under other settings is discarded."""
+    refused = refused or FileState()
+    state.attempt = max(state.attempt, refused.attempt)
+    begun = [*state.batches, *refused.batches]
+    if any(batch.settings != settings for batch in begun):
+        LOG.warning("%s was half in under other settings; it starts anew", day_file.name)
+        _discard(tables, begun[0])
+        return FileState(state.attempt + 1)
+    if begun:
+        state.judged_at = begun[0].judged_at
+    return state
+
+
+def _discard_halves(
+    tables: Tables,
+    states: Mapping[str, FileState],
+    refused: Mapping[str, FileState],
+    file_digest: str,
+) -> None:
+    """Remove what other files left half in: it is no version, so nothing may be its duplicate."""
+    for digest in states.keys() | refused.keys():
+        state = states.get(digest, FileState())
+        begun = [*state.batches, *refused.get(digest, FileState()).batches]
+        if begun and not state.whole and digest != file_digest:
+            LOG.warning("%s was left half in; its rows are removed", begun[0].source)
+            _discard(tables, begun[0])
+
+
+def _discard(tables: Tables, begun: BatchEntry) -> None:
+    for name in (QUARANTINE, RECORDS):
+        tables.discard(name, begun.day, begun.file_digest)
+
+
+class _Batch:
+    """Blocks on their way into one commit of each table."""
+
+    def __init__(self, tables: Tables, intake: Intake, name: str) -> None:
+        self.name = name
+        self.blocks = self.rows_in = self.duplicates = self.size_bytes = 0
+        self.records = tables.part_files(RECORDS, intake.day, name)
+        self.refused = tables.part_files(QUARANTINE, intake.day, name)
+
+    def close(self) -> None:
+        """Finish the files that are being written; without a commit nobody sees them."""
+        self.records.close()
+        self.refused.close()
+
+
+class _Run:
+    """One file's way in, from its first batch that is not in yet."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        intake: Intake,
+        state: FileState,
+        settings: str,
+        index: DuplicateIndex,
+        day_file: DayFile,
+        stamp: tuple[str, ...],
+    ) -> None:
+        self._tables, self._intake, self._state = tables, intake, state
+        self._settings, self._index = settings, index
+        self._day_file, self._stamp = day_file, stamp
+        self._rows = sum(batch.rows_in for batch in state.batches)
+        self.progress = Progress(day_file.name, size_bytes=day_file.size_bytes)
+        self._ids = DigestSet()
+        if state.batches:
+            mine = ds.field("file_digest") == intake.file_digest
+            for part in tables.columns(["record_id"], mine):
+                self._ids.add(prefixes_of_texts(part.column("record_id").to_pylist()))
+
+    def take(self, fields_required: bool, watch: Watch | None) -> None:
+        """Take in what is left of the file."""
+        config, done = self._intake.config, self._state.batches
+        blocks = islice(day_blocks(self._day_file, config), sum(b.blocks for b in done), None)
+        processes = config.processes if self._day_file.size_bytes >= PARALLEL_BYTES_MIN else 1
+        number = len(done)
+        batch = self._begin(number)
+        try:
+            for block in prepared_blocks(
+                blocks, self._intake, processes, fields_required and not done
+            ):
+                if batch.size_bytes >= config.commit_bytes:
+                    self._commit(batch, number, last=False)
+                    number += 1
+                    batch = self._begin(number)
+                self._add(batch, block)
+                if watch is not None:
+                    watch(self.progress)
+            self._commit(batch, number, last=True)
+        finally:
+            batch.close()
+
+    def _begin(self, number: int) -> _Batch:
+        name = batch_name(self._intake.file_digest, self._state.attempt, number)
+        return _Batch(self._tables, self._intake, name)
+
+    def _add(self, batch: _Batch, block: PreparedBlock) -> None:
+        """Deduplicate a block's rows and write what stays."""
+        records = after_rows(block.records, self._rows)
+        refused = after_rows(block.refused, self._rows)
+        digests = records.column("content_digest").to_pylist()
+        verdicts = self._index.look(f"{batch.name}#{batch.blocks}", digests) if digests else []
+        new = records.filter(pa.array([verdict == "new" for verdict in verdicts], pa.bool_()))
+        fresh = pa.array(self._ids.add(prefixes_of_texts(new.column("record_id").to_pylist())))
+        batch.records.write(new.filter(fresh))
+        batch.refused.write(refused)
+        taken = _taken(new.filter(pc.invert(fresh)), self._intake)
+        batch.refused.write(taken)
+        self._rows += block.rows_in
+        batch.rows_in += block.rows_in
+        batch.blocks += 1
+        batch.size_bytes += block.size_bytes
+        batch.duplicates += records.num_rows - new.num_rows
+        told = self.progress
+        self.progress = replace(
+            told,
+            rows_in=told.rows_in + block.rows_in,
+            duplicates=told.duplicates + records.num_rows - new.num_rows,
+            quarantined=told.quarantined + refused.num_rows + taken.num_rows,
+            decoded_bytes=told.decoded_bytes + block.size_bytes,
+            position=block.position,
+        )
+
+    def _commit(self, batch: _Batch, number: int, last: bool) -> None:
+        """Quarantine first: a kill between the two commits is made good by the next run.
+
+        That one judges the same rows alike, and finds the first of the two commits done.
+        """
+        if self._day_file.stamp() != self._stamp:
+            raise InputError(f"{self._day_file.url} changed while it was read; run again")
+        intake = self._intake
+        entry = BatchEntry(
+            day=intake.day,
+            source=intake.source,
+            file_digest=intake.file_digest,
+            rows_in=batch.rows_in,
+            kept=batch.records.rows,
+            duplicates=batch.duplicates,
+            quarantined=batch.refused.rows,
+            index=number,
+            last=last,
+            blocks=batch.blocks,
+            settings=self._settings,
+            judged_at=intake.judged_at,
+            mapping=intake.config.mapping.model_dump(exclude_defaults=True),
+        )
+        metadata = {METADATA_KEY: msgspec.json.encode(entry).decode()}
+        if batch.refused.rows:
+            self._tables.commit(QUARANTINE, batch.refused, metadata, int(intake.judged_at))
+        self._tables.commit(RECORDS, batch.records, metadata, int(intake.judged_at))
+        for block in range(batch.blocks):
+            self._index.commit(f"{batch.name}#{block}")
+
+
+def _taken(rows: pa.RecordBatch, intake: Intake) -> pa.RecordBatch:
+    """Return the quarantine's rows for records whose id another content has; texts are scrubbed."""
+    told = rows.select(["record_id", "messages", "response"]).to_pylist()
+    return quarantine_rows(
+        intake,
+        rows=rows.column("row"),
+        offsets=rows.column("offset"),
+        lengths=rows.column("length"),
+        reasons=[TAKEN_ID] * rows.num_rows,
+        texts=[msgspec.json.encode(row).decode() for row in told],
+        digests=[""] * rows.num_rows,
     )
-
-
-def _id_digest(record_id: str) -> str:
-    return hashlib.sha256(record_id.encode()).hexdigest()

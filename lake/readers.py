@@ -1,138 +1,118 @@
-"""One reader per file format: bytes in, decoded rows out, each with its position.
+"""One reader per file format: bytes in, blocks of rows out, each row with its position.
 
 A row that cannot be decoded is a row with a reason; only a missing file is an error.
 """
 
 import csv
-import gzip
-import hashlib
-import io
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO, Any
 
 import msgspec
 
 from lake.config import IngestConfig
+from lake.streams import COMPRESSIONS, LineBlock, digest_of, line_blocks, pieces, single_lines
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 SURROGATES = range(0xDC80, 0xDD00)
 """Where Python's `surrogateescape` puts the bytes that are not UTF-8."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-DIGEST_LENGTH = 32
-BUFFER_BYTES = 1 << 20
-COMPRESSION_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
+class RawRow(msgspec.Struct):
     """One row as it stands in the file.
 
-    `row` counts from 1; `offset` and `length` are bytes of the decompressed file (for Parquet the
-    row's number and 0); `value` is None where `reason` says why; `text` is empty for undecodable
-    bytes, of which only `digest` may be kept.
+    `row` counts from 1 in its block; `offset` and `length` are bytes of the decompressed file (for
+    Parquet the row's number in the file and 0); `value` is None where `reason` says why; `text` is
+    empty for undecodable bytes, of which only `digest` may be kept.
     """
 
-    row: int
     offset: int
     length: int
     value: dict[str, Any] | None
     reason: str = ""
     text: str = ""
     digest: str = ""
+    row: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RawBatch:
-    """Consecutive rows of one file."""
+class RawBlock(msgspec.Struct, frozen=True):
+    """Consecutive rows of one file: lines still to be decoded, or rows that already are.
 
-    rows: tuple[RawRow, ...]
+    Bounded by the configuration's `batch_bytes_max` and `batch_rows`, and the same on every pass
+    over the same bytes. `position` is where the reader stood in the (compressed) file.
+    """
 
+    size_bytes: int
+    lines: LineBlock | None = None
+    rows: tuple[RawRow, ...] = ()
+    position: int = 0
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a file; `data` is None where it is too long or the stream is broken."""
-
-    offset: int
-    length: int
-    data: bytes | None
-    reason: str = ""
-    digest: str = ""
+    def decoded(self, row_bytes_max: int) -> list[RawRow]:
+        """Return the rows, numbered from 1."""
+        rows = list(self.rows if self.lines is None else _json_rows(self.lines, row_bytes_max))
+        for number, row in enumerate(rows, 1):
+            row.row = number
+        return rows
 
 
 def data_suffix(name: str) -> str:
     """Return the ending that says how to read a file (`.csv.gz`), or "" for no data file."""
     lower = name.lower()
-    plain = lower.removesuffix(".gz")
+    plain = lower
+    for ending in COMPRESSIONS:
+        plain = plain.removesuffix(ending)
     for suffix in DATA_SUFFIXES:
         if plain.endswith(suffix) and (plain == lower or suffix != ".parquet"):
             return name[len(plain) - len(suffix) :]
     return ""
 
 
-def read_rows(file: IO[bytes], name: str, config: IngestConfig) -> Iterator[RawRow]:
+def read_blocks(file: IO[bytes], name: str, config: IngestConfig) -> Iterator[RawBlock]:
     """Yield every row of an open data file, told by the file's name how to read it."""
     suffix = data_suffix(name).lower()
     if suffix == ".parquet":
-        return _parquet_rows(file, config.batch_rows)
-    # Not every fsspec file can read a line of bounded length; io's reader can.
-    plain: Any = io.BufferedReader(file, BUFFER_BYTES)
-    stream: Any = gzip.GzipFile(fileobj=plain) if suffix.endswith(".gz") else plain
-    lines = _lines(stream, config.row_bytes_max)
+        return _grouped(_parquet_rows(file, config), config)
+    blocks = line_blocks(
+        pieces(file, name), config.batch_bytes_max, config.batch_rows, config.row_bytes_max
+    )
     if suffix.startswith(".csv"):
-        return _csv_rows(lines, config.row_bytes_max)
-    return _json_rows(lines)
+        lines = (line for block in blocks for line in single_lines(block, config.row_bytes_max))
+        return _grouped(_csv_rows(lines, config.row_bytes_max), config)
+    return (RawBlock(block.length, block) for block in blocks)
 
 
-def digest_of(data: bytes) -> str:
-    """Return the digest by which undecodable bytes are known."""
-    return hashlib.sha256(data).hexdigest()[:DIGEST_LENGTH]
+def _grouped(rows: Iterator[tuple[RawRow, int]], config: IngestConfig) -> Iterator[RawBlock]:
+    """Group rows, each with its size in bytes, into blocks."""
+    held: list[RawRow] = []
+    held_bytes = 0
+    for row, size in rows:
+        held.append(row)
+        held_bytes += size
+        if len(held) >= config.batch_rows or held_bytes >= config.batch_bytes_max:
+            yield RawBlock(held_bytes, rows=tuple(held))
+            held, held_bytes = [], 0
+    if held:
+        yield RawBlock(held_bytes, rows=tuple(held))
 
 
-def _lines(stream: IO[bytes], length_max: int) -> Iterator[Line]:
-    offset = 0
-    try:
-        while data := stream.readline(length_max + 1):
-            if len(data) <= length_max or data.endswith(b"\n"):
-                yield Line(offset, len(data), data)
-                offset += len(data)
-                continue
-            state = hashlib.sha256(data)
-            length = len(data)
-            while data and not data.endswith(b"\n"):
-                data = stream.readline(length_max)
-                state.update(data)
-                length += len(data)
-            reason = f"the row is longer than {length_max} bytes"
-            yield Line(offset, length, None, reason, state.hexdigest()[:DIGEST_LENGTH])
-            offset += length
-    except COMPRESSION_ERRORS as error:
-        yield Line(offset, 0, None, f"the compressed file is broken here: {error}")
-
-
-def _json_rows(lines: Iterator[Line]) -> Iterator[RawRow]:
+def _json_rows(block: LineBlock, row_bytes_max: int) -> Iterator[RawRow]:
     decode = msgspec.json.Decoder().decode
-    number = 0
-    for line in lines:
+    for line in single_lines(block, row_bytes_max):
         data = line.data
-        if data is not None and line.offset == 0:
+        if line.offset == 0:
             data = data.removeprefix(BYTE_ORDER_MARK)
-        if data is not None and not data.strip():
-            continue
-        number += 1
-        if data is None:
-            yield RawRow(number, line.offset, line.length, None, line.reason, digest=line.digest)
-            continue
-        try:
-            value = decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            yield _undecoded(number, line, data, _why(error))
-            continue
-        if isinstance(value, dict):
-            yield RawRow(number, line.offset, line.length, value)
-        else:
-            yield _undecoded(number, line, data, "the row is not a JSON object")
+        if line.reason:
+            yield RawRow(line.offset, line.length, None, line.reason, digest=line.digest)
+        elif not data.isspace() and data:
+            try:
+                value = decode(data)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                yield _undecoded(line, data, _why(error))
+                continue
+            if isinstance(value, dict):
+                yield RawRow(line.offset, line.length, value)
+            else:
+                yield _undecoded(line, data, "the row is not a JSON object")
 
 
 def _why(error: Exception) -> str:
@@ -141,18 +121,18 @@ def _why(error: Exception) -> str:
     return f"the row is not JSON: {error}"
 
 
-def _undecoded(number: int, line: Line, data: bytes, reason: str) -> RawRow:
+def _undecoded(line: LineBlock, data: bytes, reason: str) -> RawRow:
     try:
         text = data.decode()
     except UnicodeDecodeError:
         text, reason = "", "the row is not UTF-8"
-    return RawRow(number, line.offset, line.length, None, reason, text, digest_of(data))
+    return RawRow(line.offset, line.length, None, reason, text, digest_of(data))
 
 
 class _OversizedError(Exception):
     """A line that csv must not see; carries it out through csv's reader."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: LineBlock) -> None:
         super().__init__(line.reason)
         self.line = line
 
@@ -160,7 +140,7 @@ class _OversizedError(Exception):
 class _CsvLines:
     """Feeds decoded lines to csv's reader and remembers which bytes the current row spans."""
 
-    def __init__(self, lines: Iterator[Line], first: str) -> None:
+    def __init__(self, lines: Iterator[LineBlock], first: str) -> None:
         self.lines = lines
         self.first: str | None = first
         self.start = self.end = 0
@@ -176,26 +156,25 @@ class _CsvLines:
         if self.start < 0:
             self.start = line.offset
         self.end = line.offset + line.length
-        if line.data is None:
+        if line.reason:
             raise _OversizedError(line)
         return line.data.decode(errors="surrogateescape")
 
 
-def _csv_rows(lines: Iterator[Line], length_max: int) -> Iterator[RawRow]:
+def _csv_rows(lines: Iterator[LineBlock], length_max: int) -> Iterator[tuple[RawRow, int]]:
     first = next(lines, None)
     if first is None:
         return
-    head = (first.data or b"").removeprefix(BYTE_ORDER_MARK).decode(errors="surrogateescape")
-    if first.data is None or not head.strip():
+    head = first.data.removeprefix(BYTE_ORDER_MARK).decode(errors="surrogateescape")
+    if first.reason or not head.strip():
         reason = first.reason or "the file has no header line"
-        yield RawRow(1, 0, first.length, None, reason, digest=first.digest)
+        yield RawRow(0, first.length, None, reason, digest=first.digest), first.length
         return
     csv.field_size_limit(max(length_max, csv.field_size_limit()))
     feed = _CsvLines(lines, head)
     delimiter = max(",;\t", key=head.count)
     reader = csv.reader(feed, delimiter=delimiter)
     header = [name.strip() for name in next(reader)]
-    number = 0
     while True:
         feed.start = -1
         try:
@@ -203,48 +182,53 @@ def _csv_rows(lines: Iterator[Line], length_max: int) -> Iterator[RawRow]:
         except StopIteration:
             return
         except _OversizedError as error:
-            number += 1
             line = error.line
-            yield RawRow(number, line.offset, line.length, None, line.reason, digest=line.digest)
+            yield RawRow(line.offset, line.length, None, line.reason, digest=line.digest), 0
             continue
         except csv.Error as error:
-            number += 1
             length = feed.end - feed.start
-            yield RawRow(number, feed.start, length, None, f"the row is not CSV: {error}")
+            yield RawRow(feed.start, length, None, f"the row is not CSV: {error}"), length
             continue
         if cells:
-            number += 1
-            yield _csv_row(number, feed, header, cells, delimiter)
+            yield _csv_row(feed, header, cells, delimiter), feed.end - feed.start
 
 
-def _csv_row(
-    number: int, feed: _CsvLines, header: list[str], cells: list[str], delimiter: str
-) -> RawRow:
+def _csv_row(feed: _CsvLines, header: list[str], cells: list[str], delimiter: str) -> RawRow:
     length = feed.end - feed.start
     text = delimiter.join(cells)
-    if any(ord(character) in SURROGATES for character in text):
+    if not text.isascii() and any(ord(character) in SURROGATES for character in text):
         digest = digest_of(text.encode(errors="surrogateescape"))
-        return RawRow(number, feed.start, length, None, "the row is not UTF-8", digest=digest)
+        return RawRow(feed.start, length, None, "the row is not UTF-8", digest=digest)
     if len(cells) != len(header):
         reason = f"the row has {len(cells)} columns, the header {len(header)}"
-        return RawRow(number, feed.start, length, None, reason, text, digest_of(text.encode()))
-    return RawRow(number, feed.start, length, dict(zip(header, cells, strict=True)))
+        return RawRow(feed.start, length, None, reason, text, digest_of(text.encode()))
+    return RawRow(feed.start, length, dict(zip(header, cells, strict=True)))
 
 
-def _parquet_rows(file: IO[bytes], batch_rows: int) -> Iterator[RawRow]:
+def _parquet_rows(file: IO[bytes], config: IngestConfig) -> Iterator[tuple[RawRow, int]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=batch_rows):
+        parquet = pq.ParquetFile(file)
+        rows_max = _rows_within(parquet.metadata, config)
+        for batch in parquet.iter_batches(batch_size=rows_max):
+            size = batch.nbytes // max(1, batch.num_rows)
             for value in batch.to_pylist():
+                yield RawRow(number, 0, value), size
                 number += 1
-                yield RawRow(number, number - 1, 0, value)
     except (pa.ArrowException, OSError) as error:
         # Arrow reports damaged bytes as an OSError without errno; one with errno is the disk or
         # network failing, and must not pass for a short file.
         if getattr(error, "errno", None) is not None:
             raise
         first_line = str(error).splitlines()[0]
-        yield RawRow(number + 1, number, 0, None, f"the Parquet file is broken: {first_line}")
+        yield RawRow(number, 0, None, f"the Parquet file is broken: {first_line}"), 0
+
+
+def _rows_within(metadata: Any, config: IngestConfig) -> int:
+    """Return how many rows of a Parquet file fit into one block, by its groups' fullest."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
+    return int(max(1, min(config.batch_rows, config.batch_bytes_max // max(1, widest))))

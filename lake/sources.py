@@ -11,10 +11,11 @@ from fnmatch import fnmatch
 from typing import Any
 
 import fsspec
+from msgspec.structs import replace
 
 from core.errors import InputError, NotFoundError
 from lake.config import EvaluationConfig, FieldMapping, IngestConfig
-from lake.readers import DATA_SUFFIXES, RawBatch, RawRow, data_suffix, read_rows
+from lake.readers import DATA_SUFFIXES, RawBlock, RawRow, data_suffix, read_blocks
 
 __all__ = [
     "DayFile",
@@ -22,10 +23,10 @@ __all__ = [
     "EvaluationConfig",
     "FieldMapping",
     "IngestConfig",
-    "RawBatch",
+    "RawBlock",
     "RawRow",
+    "day_blocks",
     "list_days",
-    "read_batches",
 ]
 
 CHUNK_BYTES = 1 << 20
@@ -113,8 +114,8 @@ def list_days(uri: str, pattern: str = "*", excluded: Sequence[str] = ()) -> Day
     return DayListing(_day_files(system, found), tuple(left_out))
 
 
-def read_batches(day_file: DayFile, config: IngestConfig) -> Iterator[RawBatch]:
-    """Yield a day's rows in bounded batches, in file order.
+def day_blocks(day_file: DayFile, config: IngestConfig) -> Iterator[RawBlock]:
+    """Yield a day's rows in bounded blocks, in file order, still to be decoded.
 
     A row that cannot be decoded comes with its position and the reason instead of a value, and the
     rows around it come as usual. Raises NotFoundError when the file is gone.
@@ -122,16 +123,8 @@ def read_batches(day_file: DayFile, config: IngestConfig) -> Iterator[RawBatch]:
     system, path = locate(day_file.url)
     try:
         with system.open(path, "rb") as file:
-            rows: list[RawRow] = []
-            held_bytes = 0
-            for row in read_rows(file, day_file.name, config):
-                rows.append(row)
-                held_bytes += row.length
-                if len(rows) >= config.batch_rows or held_bytes >= config.batch_bytes_max:
-                    yield RawBatch(tuple(rows))
-                    rows, held_bytes = [], 0
-            if rows:
-                yield RawBatch(tuple(rows))
+            for block in read_blocks(file, day_file.name, config):
+                yield replace(block, position=file.tell())
     except FileNotFoundError as error:
         raise NotFoundError(f"{day_file.url} is gone; list the days again") from error
 

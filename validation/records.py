@@ -1,25 +1,26 @@
-"""The record contract: which rows may enter the lake, as a Great Expectations suite.
+"""The record contract: which rows may enter the lake, judged on every row.
 
-Judges rows in the lake's form (record_id, created_at, slice_name, roles, prompt, response); knows
-neither files nor tables.
+Judges rows in the lake's form (record_id, created_at, slice_name, roles, prompt, response,
+language); knows neither files nor tables. The same rules as a suite: contract_report.py.
 """
 
 import functools
-import logging
-import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.contracts import Rejection
 
 ROLES = re.compile(r"(system,)?user(,assistant,user)*")
-TEXT_FIELDS = ("record_id", "slice_name", "prompt", "response")
+CONTENT_FIELDS = ("prompt", "response")
+TEXT_FIELDS = ("record_id", "slice_name", *CONTENT_FIELDS)
+UNDECODED = "\ufffd"
 
 
 class RecordContract(BaseModel):
@@ -30,6 +31,12 @@ class RecordContract(BaseModel):
     prompt_characters_max: int = Field(default=20_000, ge=1, description="longest prompt")
     response_characters_max: int = Field(default=20_000, ge=1, description="longest answer")
     name_characters_max: int = Field(default=200, ge=1, description="longest record id and slice")
+    undecoded_share_max: float = Field(
+        default=0.01, ge=0, le=1, description="largest share of U+FFFD characters in a text"
+    )
+    languages: tuple[str, ...] = Field(
+        default=(), description="languages that rows may have (en, zh, ...); empty: any"
+    )
     future_seconds_max: int = Field(
         default=300, ge=0, description="how far a time may lie ahead of this machine's clock"
     )
@@ -72,57 +79,95 @@ def rules(contract: RecordContract) -> tuple[Rule, ...]:
         ]
     return (
         *found,
+        Rule("nul", "the text holds NUL characters", "in", values=("absent",)),
+        Rule("undecoded_share", "the text was decoded wrongly (replacement characters)", "between",
+             high=contract.undecoded_share_max),
+        *([Rule("language", f"the language is none of {', '.join(contract.languages)}", "in",
+                values=contract.languages)] if contract.languages else []),
         Rule("time", "the time is not ISO 8601", "in", values=("parsed", "absent")),
         Rule("time_ahead", "the time lies in the future", "between",
              high=contract.future_seconds_max),
     )  # fmt: skip
 
 
-def describe(row: dict[str, Any], now_seconds: float) -> dict[str, str | float | None]:
-    """Return what the rules look at: types, lengths without outer white space, time.
+def describe(rows: Sequence[dict[str, Any]], now_seconds: float) -> dict[str, list[Any]]:
+    """Return what the rules look at, by column: types, lengths without outer white space, time.
 
     Values that cannot be measured are None, which only the rule about their type reports.
     """
-    described: dict[str, str | float | None] = {}
+    columns: dict[str, list[Any]] = {}
     for name in TEXT_FIELDS:
-        value = row.get(name)
-        described[f"{name}_type"] = type(value).__name__
-        described[f"{name}_length"] = len(value.strip()) if isinstance(value, str) else None
-    roles = row.get("roles")
-    fits = isinstance(roles, str) and ROLES.fullmatch(roles) is not None
-    described["roles"] = "allowed" if fits else "refused"
-    described["time"], seconds = _parsed(row.get("created_at"))
-    described["time_ahead"] = None if seconds is None else seconds - now_seconds
-    return described
+        values = [row.get(name) for row in rows]
+        columns[f"{name}_type"] = [type(value).__name__ for value in values]
+        columns[f"{name}_length"] = [
+            len(value.strip()) if isinstance(value, str) else None for value in values
+        ]
+    columns["roles"] = [_roles(row.get("roles")) for row in rows]
+    times = [_parsed(row.get("created_at")) for row in rows]
+    columns["time"] = [state for state, _ in times]
+    columns["time_ahead"] = [
+        None if seconds is None else seconds - now_seconds for _, seconds in times
+    ]
+    texts = [[row.get(name) for name in CONTENT_FIELDS] for row in rows]
+    columns["nul"] = ["present" if any(map(_has_nul, pair)) else "absent" for pair in texts]
+    columns["undecoded_share"] = [max(map(_undecoded_share, pair)) for pair in texts]
+    columns["language"] = [str(row.get("language") or "") for row in rows]
+    return columns
 
 
 def check_rows(
-    rows: Sequence[dict[str, Any]], contract: RecordContract | None = None
+    rows: Sequence[dict[str, Any]],
+    now_seconds: float | None = None,
+    contract: RecordContract | None = None,
 ) -> list[Rejection]:
     """Return the rows that break the contract, by index, with every broken rule as the reason."""
     if not rows:
         return []
-    import pandas as pd
+    now = time.time() if now_seconds is None else now_seconds
+    return judge(describe(rows, now), contract or RecordContract())
 
-    contract = contract or RecordContract()
-    now_seconds = time.time()
-    frame = pd.DataFrame([describe(row, now_seconds) for row in rows])
-    for rule in rules(contract):
-        if rule.kind == "between":
-            # A column without any value would be typed `object`, which cannot be compared.
-            frame[rule.column] = frame[rule.column].astype("float64")
-    result = _definition(contract).run(
-        batch_parameters={"dataframe": frame},
-        result_format={"result_format": "COMPLETE"},
-    )
+
+def judge(columns: Mapping[str, Sequence[Any]], contract: RecordContract) -> list[Rejection]:
+    """Return the described rows that break a rule, by index."""
     reasons: dict[int, list[str]] = {}
-    for found in result.results:
-        exception = found.exception_info or {}
-        if exception.get("raised_exception"):
-            raise RuntimeError(f"the record contract failed: {exception['exception_message']}")
-        for index in found.result.get("unexpected_index_list") or ():
-            reasons.setdefault(int(index), []).append(found.expectation_config.meta["reason"])
+    for rule in rules(contract):
+        for index in broken(rule, columns[rule.column]):
+            reasons.setdefault(index, []).append(rule.reason)
     return [Rejection(index, "; ".join(reasons[index])) for index in sorted(reasons)]
+
+
+def broken(rule: Rule, column: Sequence[Any]) -> list[int]:
+    """Return where a described column breaks a rule; None breaks no rule about its size."""
+    if rule.kind == "in":
+        if set(column) <= set(rule.values):
+            return []
+        return [index for index, value in enumerate(column) if value not in rule.values]
+    sizes = np.array(column, dtype=np.float64)
+    outside = np.zeros(len(sizes), dtype=bool)
+    if rule.low is not None:
+        outside |= sizes < rule.low
+    if rule.high is not None:
+        outside |= sizes > rule.high
+    return [int(index) for index in np.flatnonzero(outside)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _fits(roles: str) -> str:
+    return "allowed" if ROLES.fullmatch(roles) else "refused"
+
+
+def _roles(roles: Any) -> str:
+    return _fits(roles) if isinstance(roles, str) else "refused"
+
+
+def _has_nul(value: Any) -> bool:
+    return isinstance(value, str) and "\0" in value
+
+
+def _undecoded_share(value: Any) -> float:
+    if not isinstance(value, str) or UNDECODED not in value:
+        return 0.0
+    return value.count(UNDECODED) / len(value)
 
 
 def _parsed(value: Any) -> tuple[str, float | None]:
@@ -136,35 +181,3 @@ def _parsed(value: Any) -> tuple[str, float | None]:
         return "parsed", aware.timestamp()
     except (ValueError, OverflowError):
         return "refused", None
-
-
-@functools.cache
-def _definition(contract: RecordContract) -> Any:
-    """Build the validation once a process: making the context costs more than a batch."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
-
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    batch = (
-        context.data_sources.add_pandas("records")
-        .add_dataframe_asset("rows")
-        .add_batch_definition_whole_dataframe("batch")
-    )
-    suite = gx.ExpectationSuite(name="record contract")
-    for rule in rules(contract):
-        meta = {"reason": rule.reason}
-        if rule.kind == "in":
-            expectation = gxe.ExpectColumnValuesToBeInSet(
-                column=rule.column, value_set=list(rule.values), meta=meta
-            )
-        else:
-            expectation = gxe.ExpectColumnValuesToBeBetween(
-                column=rule.column, min_value=rule.low, max_value=rule.high, meta=meta
-            )
-        suite.add_expectation(expectation)
-    suite = context.suites.add(suite)
-    definition = gx.ValidationDefinition(name="records", data=batch, suite=suite)
-    return context.validation_definitions.add(definition)

@@ -12,7 +12,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 Row = dict[str, Any]
 
 
-def plain_check(rows: list[Row]) -> list[Rejection]:
+def plain_check(rows: list[Row], now_seconds: float = 0) -> list[Rejection]:
     """A contract without Great Expectations: text where text belongs."""
     wanted = ("prompt", "response", "slice_name", "record_id")
     return [

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.contracts import Message
-from lake.cleaning import clean, held_out, language_of, normalise, scrub, shape
+from lake.cleaning import clean, held_out, language_of, normalise, scrub, scrub_many, shape
 from lake.sources import FieldMapping
 
 
@@ -89,7 +89,7 @@ def test_held_out_rows_are_a_stable_share() -> None:
 def test_mapped_columns_are_taken() -> None:
     mapping = FieldMapping(prompt="q", response="a", slice_name="area", id="key")
     row = shape({"q": "hi", "a": "hello", "area": "talk", "key": 17}, mapping)
-    ready = clean(row, scrub)
+    ready = clean([row], scrub_many)[0]
     assert (ready.record_id, ready.slice_name, ready.response) == ("17", "talk", "hello")
     assert ready.messages == (Message("user", "hi"),)
 
@@ -104,7 +104,7 @@ def test_chat_rows_need_no_mapping() -> None:
     ]
     row = shape({"messages": chat}, FieldMapping())
     assert row.checked["roles"] == "system,user,assistant,user"
-    ready = clean(row, scrub)
+    ready = clean([row], scrub_many)[0]
     assert [turn.content for turn in ready.messages] == [
         "be brief",
         "part one",
@@ -153,12 +153,18 @@ def test_times_of_parquet_and_epochs_become_iso() -> None:
 
 def test_an_id_that_is_an_e_mail_address_is_replaced_by_its_digest() -> None:
     row = shape({"prompt": "x", "response": "y", "id": "jo@example.com"}, FieldMapping())
-    assert "@" not in clean(row, scrub).record_id
-    assert clean(row, str).record_id == "jo@example.com"
+    assert "@" not in clean([row], scrub_many)[0].record_id
+    assert clean([row], list)[0].record_id == "jo@example.com"
 
 
 def test_same_content_under_another_id_has_the_same_digest() -> None:
-    first = clean(shape({"prompt": "x ", "response": "y", "id": "1"}, FieldMapping()), scrub)
-    second = clean(shape({"prompt": "x", "response": "y", "id": "2"}, FieldMapping()), scrub)
-    other = clean(shape({"prompt": "x", "response": "z", "id": "1"}, FieldMapping()), scrub)
+    first = clean(
+        [shape({"prompt": "x ", "response": "y", "id": "1"}, FieldMapping())], scrub_many
+    )[0]
+    second = clean(
+        [shape({"prompt": "x", "response": "y", "id": "2"}, FieldMapping())], scrub_many
+    )[0]
+    other = clean([shape({"prompt": "x", "response": "z", "id": "1"}, FieldMapping())], scrub_many)[
+        0
+    ]
     assert first.content_digest == second.content_digest != other.content_digest

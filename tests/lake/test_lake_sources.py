@@ -9,9 +9,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from core.errors import InputError, NotFoundError
-from lake.sources import IngestConfig, RawRow, list_days, read_batches
+from lake.sources import DayFile, IngestConfig, RawRow, day_blocks, list_days
 
 ROWS = [{"text": f"question {index}", "intent": "a"} for index in range(10)]
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
@@ -20,7 +21,18 @@ LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
 def read(path: Path, **options: Any) -> list[RawRow]:
     day_file = list_days(str(path)).days[0]
     config = IngestConfig(data=str(path), **options)
-    return [row for batch in read_batches(day_file, config) for row in batch.rows]
+    return decoded(day_file, config)
+
+
+def decoded(day_file: DayFile, config: IngestConfig) -> list[RawRow]:
+    """Return a file's rows, numbered through."""
+    rows: list[RawRow] = []
+    for block in day_blocks(day_file, config):
+        before = len(rows)
+        rows += block.decoded(config.row_bytes_max)
+        for row in rows[before:]:
+            row.row += before
+    return rows
 
 
 def names(folder: Path | str, **options: Any) -> list[str]:
@@ -72,11 +84,13 @@ def test_any_fsspec_url_is_read_like_a_path() -> None:
     system = fsspec.filesystem("memory")
     system.pipe("/feed/day-1.jsonl", LINES)
     day_file = list_days("memory://feed").days[0]
-    batches = list(read_batches(day_file, IngestConfig(data="memory://feed")))
-    assert [row.value for row in batches[0].rows] == ROWS
+    rows = decoded(day_file, IngestConfig(data="memory://feed"))
+    assert [row.value for row in rows] == ROWS
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.csv", "d.csv.gz", "d.parquet"])
+@pytest.mark.parametrize(
+    "name", ["d.jsonl", "d.jsonl.gz", "d.jsonl.zst", "d.csv", "d.csv.gz", "d.csv.zst", "d.parquet"]
+)
 def test_every_format_gives_the_same_rows(data: Path, name: str) -> None:
     content = LINES
     if ".csv" in name:
@@ -84,21 +98,27 @@ def test_every_format_gives_the_same_rows(data: Path, name: str) -> None:
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(ROWS), data / name)
     else:
-        (data / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        pack: Any = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+        (data / name).write_bytes(pack(content))
     rows = read(data / name)
     assert [row.value for row in rows] == ROWS
     assert [row.row for row in rows] == list(range(1, 11))
 
 
-def test_batches_are_bounded_by_rows_and_by_bytes(data: Path) -> None:
+def test_blocks_are_bounded_by_rows_and_by_bytes(data: Path) -> None:
     path = data / "day-1.jsonl"
     path.write_bytes(LINES)
-    day_file = list_days(str(path)).days[0]
-    by_rows = list(read_batches(day_file, IngestConfig(data="x", batch_rows=4)))
-    assert [len(batch.rows) for batch in by_rows] == [4, 4, 2]
+
+    def sizes(**limits: int) -> list[int]:
+        config = IngestConfig(data="x", **limits)
+        blocks = day_blocks(list_days(str(path)).days[0], config)
+        return [len(block.decoded(config.row_bytes_max)) for block in blocks]
+
+    assert sizes(batch_rows=4) == [4, 4, 2]
     path.write_bytes(b"".join(b'{"text": "%s"}\n' % (b"x" * 30_000) for _ in range(6)))
-    by_bytes = list(read_batches(day_file, IngestConfig(data="x", batch_bytes_max=1 << 16)))
-    assert [len(batch.rows) for batch in by_bytes] == [3, 3]
+    assert sizes(batch_bytes_max=1 << 16) == [2, 2, 2]
+    path.write_bytes(b"".join(b'{"text": "%s"}\n' % (b"x" * 300_000) for _ in range(3)))
+    assert sizes(batch_bytes_max=1 << 16) == [1, 1, 1]
 
 
 def test_bad_lines_are_rows_with_position_and_reason(data: Path) -> None:

@@ -149,7 +149,7 @@ from lake.sources import IngestConfig, list_days
 from lake.table import Lake
 
 calls = 0
-def check(rows):
+def check(rows, now_seconds):
     global calls
     calls += 1
     if {where!r} == "reading" and calls == 3:
@@ -157,10 +157,10 @@ def check(rows):
     return plain_check(rows)
 
 class Killed(Lake):
-    def _append(self, name, *rest):
+    def commit(self, name, *rest):
         if {where!r} == "between the commits" and name == "records":
             os.kill(os.getpid(), signal.SIGKILL)
-        super()._append(name, *rest)
+        super().commit(name, *rest)
 
 config = IngestConfig(data="x", mapping=MAPPING, batch_rows=10)
 Killed({lake!r}).ingest_day(list_days({path!r}).days[0], config, check)
@@ -203,7 +203,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken_in(
 ) -> None:
     path = write_day(1, make_rows(20))
 
-    def check(rows: list[Row]) -> list[Rejection]:
+    def check(rows: list[Row], now_seconds: float) -> list[Rejection]:
         with path.open("ab") as file:
             file.write(to_lines(make_rows(1, 500)))
         found: list[Rejection] = plain_check(rows)

@@ -80,7 +80,7 @@ def test_a_clock_a_little_ahead_is_allowed() -> None:
     soon = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
     assert check_rows([{**GOOD, "created_at": soon}]) == []
     strict = RecordContract(future_seconds_max=0)
-    assert check_rows([{**GOOD, "created_at": soon}], strict) != []
+    assert check_rows([{**GOOD, "created_at": soon}], contract=strict) != []
 
 
 def test_a_batch_is_checked_in_well_under_a_second() -> None:

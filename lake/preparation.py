@@ -1,0 +1,188 @@
+"""One block of raw rows through shape, contract, cleaning and digest, as Arrow rows.
+
+A block needs nothing but itself and the file's Intake, so blocks may be prepared anywhere and in
+any order; which of their rows the lake already has, ingestion.py asks afterwards.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from core.contracts import Rejection
+from core.errors import InputError
+from lake.cleaning import CleanRow, clean, held_out, scrub_many, shape
+from lake.config import IngestConfig
+from lake.readers import RawBlock, RawRow
+from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
+
+CheckRows = Callable[[list[dict[str, Any]], float], list[Rejection]]
+"""check(rows in the lake's form, now in seconds) -> the rows that break the record contract."""
+QUARANTINE_TEXT_MAX = 2000
+NAMES_SHOWN_MAX = 12
+PLACED_SCHEMA = RECORDS_SCHEMA.append(pa.field("offset", pa.int64())).append(
+    pa.field("length", pa.int64())
+)
+"""Rows that may still be refused, and where in the file they stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What is the same for all blocks of one file. It can be sent to another process.
+
+    `judged_at` (seconds) is the now of the contract: fixed once a file, so that a second pass over
+    its rows judges them alike.
+    """
+
+    day: str
+    source: str
+    file_digest: str
+    config: IngestConfig
+    check: CheckRows
+    judged_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBlock:
+    """What one block comes to: rows_in = records + refused, always.
+
+    `records` has PLACED_SCHEMA, `refused` QUARANTINE_SCHEMA; their `row` counts from 1 in the
+    block.
+    """
+
+    rows_in: int
+    size_bytes: int
+    position: int
+    records: pa.RecordBatch
+    refused: pa.RecordBatch
+
+
+def prepare_block(block: RawBlock, intake: Intake, fields_required: bool = False) -> PreparedBlock:
+    """Decode a block and sort its rows into records and refused ones.
+
+    With `fields_required` a block of which no row has the mapped columns raises InputError: then
+    the mapping is wrong, not the data.
+    """
+    config = intake.config
+    raw = block.decoded(config.row_bytes_max)
+    if fields_required:
+        require_fields(raw, config, intake.source)
+    refused = [(row, row.reason) for row in raw if row.value is None]
+    decoded = [row for row in raw if row.value is not None]
+    shaped = [shape(row.value, config.mapping) for row in decoded if row.value is not None]
+    found = intake.check([row.checked for row in shaped], intake.judged_at) if shaped else []
+    reasons = {item.index: item.reason for item in found}
+    for index, row in enumerate(shaped):
+        if row.turns is None:
+            reasons.setdefault(index, "the turns are malformed")
+    refused += [(decoded[index], reason) for index, reason in reasons.items()]
+    good = [index for index in range(len(shaped)) if index not in reasons]
+    cleaned = clean([shaped[index] for index in good], scrub_many if config.scrub else list)
+    kept: list[tuple[RawRow, CleanRow]] = []
+    for index, ready in zip(good, cleaned, strict=True):
+        if ready.response and ready.messages[-1].content and ready.record_id:
+            kept.append((decoded[index], ready))
+        else:
+            refused.append((decoded[index], "nothing is left after cleaning"))
+    return PreparedBlock(
+        rows_in=len(raw),
+        size_bytes=block.size_bytes,
+        position=block.position,
+        records=_records(kept, intake),
+        refused=_refusals(refused, intake),
+    )
+
+
+def require_fields(rows: Sequence[RawRow], config: IngestConfig, name: str) -> None:
+    """Raise InputError when not one decoded row has the columns that the mapping names."""
+    mapping = config.mapping
+    values = [row.value for row in rows if row.value is not None]
+    plain = {mapping.prompt, mapping.response, *filter(None, (mapping.slice_name, mapping.id))}
+    if not values or any(mapping.messages in value or plain <= value.keys() for value in values):
+        return
+    found = sorted({str(key) for value in values for key in value})[:NAMES_SHOWN_MAX]
+    raise InputError(
+        f"no row of {name} has the fields {', '.join(sorted(plain))}; it has {', '.join(found)}: "
+        "map them (--prompt-field, --response-field, --slice-field, --id-field)"
+    )
+
+
+def after_rows(rows: pa.RecordBatch, count: int) -> pa.RecordBatch:
+    """Return a block's rows with their numbers counted on after `count` rows of earlier blocks."""
+    place = rows.schema.get_field_index("row")
+    return rows.set_column(place, "row", pc.add(rows.column(place), count))
+
+
+def _records(kept: list[tuple[RawRow, CleanRow]], intake: Intake) -> pa.RecordBatch:
+    encode = msgspec.json.encode
+    share = intake.config.held_out_share
+    columns: dict[str, Any] = {
+        "record_id": [row.record_id for _, row in kept],
+        "day": pa.repeat(intake.day, len(kept)),
+        "created_at": [row.created_at for _, row in kept],
+        "slice_name": [row.slice_name for _, row in kept],
+        "messages": [encode(row.messages).decode() for _, row in kept],
+        "prompt": [row.messages[-1].content for _, row in kept],
+        "response": [row.response for _, row in kept],
+        "language": [row.language for _, row in kept],
+        "content_digest": [row.content_digest for _, row in kept],
+        "held_out": [held_out(row.record_id, share) for _, row in kept],
+        "source": pa.repeat(intake.source, len(kept)),
+        "row": [raw.row for raw, _ in kept],
+        "file_digest": pa.repeat(intake.file_digest, len(kept)),
+        "offset": [raw.offset for raw, _ in kept],
+        "length": [raw.length for raw, _ in kept],
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=PLACED_SCHEMA)
+
+
+def _refusals(refused: list[tuple[RawRow, str]], intake: Intake) -> pa.RecordBatch:
+    # Scrubbed whole and cut afterwards: a cut e-mail address would no longer be recognised.
+    texts = scrub_many([_text(raw) for raw, _ in refused])
+    return quarantine_rows(
+        intake,
+        rows=[raw.row for raw, _ in refused],
+        offsets=[raw.offset for raw, _ in refused],
+        lengths=[raw.length for raw, _ in refused],
+        reasons=[reason for _, reason in refused],
+        texts=texts,
+        digests=[raw.digest for raw, _ in refused],
+    )
+
+
+def quarantine_rows(
+    intake: Intake,
+    *,
+    rows: Any,
+    offsets: Any,
+    lengths: Any,
+    reasons: Sequence[str],
+    texts: Sequence[str],
+    digests: Sequence[str],
+) -> pa.RecordBatch:
+    """Return rows of the quarantine table; `texts` are scrubbed already."""
+    now = datetime.fromtimestamp(intake.judged_at, UTC).isoformat(timespec="seconds")
+    count = len(reasons)
+    columns = {
+        "day": pa.repeat(intake.day, count),
+        "source": pa.repeat(intake.source, count),
+        "row": rows,
+        "offset": offsets,
+        "length": lengths,
+        "reason": reasons,
+        "text": [text[:QUARANTINE_TEXT_MAX] for text in texts],
+        "digest": digests,
+        "file_digest": pa.repeat(intake.file_digest, count),
+        "quarantined_at": pa.repeat(now, count),
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=QUARANTINE_SCHEMA)
+
+
+def _text(raw: RawRow) -> str:
+    if raw.value is None:
+        return raw.text
+    return msgspec.json.encode(raw.value, enc_hook=str).decode()
