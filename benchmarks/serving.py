@@ -176,7 +176,7 @@ def _closed_cell(
     predictor: Predictor, asked: list[Asked], clients: int, rounds: int
 ) -> dict[str, float]:
     cpu = predictor.cpu_seconds()
-    outcome = closed_loop(predictor.url, MODEL, asked, clients, rounds, stream=False)
+    outcome = closed_loop(predictor, MODEL, asked, clients, rounds, stream=False)
     used = predictor.cpu_seconds() - cpu
     everything = clients * (rounds + 1) * asked[0].tokens  # the first answers cost CPU time too
     return {**figures(outcome), "cpu_seconds": used, "tokens_per_cpu_second": everything / used}
@@ -190,7 +190,7 @@ def streamed(
     for name, predictor in running.items():
         asked = maker.closed_loop(2 * clients, plan.answer_tokens)
         found[name] = medians(
-            [figures(closed_loop(predictor.url, MODEL, asked, clients, 1, stream=True))]
+            [figures(closed_loop(predictor, MODEL, asked, clients, 1, stream=True))]
         )
     return found
 
@@ -216,14 +216,14 @@ def open_loops(
         for name in most:
             if per_second > most[name]:
                 continue  # its queue would only grow
-            outcome = open_loop(running[name].url, MODEL, asked, stream=True)
+            outcome = open_loop(running[name], MODEL, asked, stream=True)
             cells[name] = {"requests_per_second": per_second, **medians([figures(outcome)])}
     return found
 
 
 def _requests_per_second(predictor: Predictor, asked: list[Asked], clients: int) -> float:
     """Return how many requests like these a row answers in a second, with all clients busy."""
-    outcome = closed_loop(predictor.url, MODEL, asked, clients, 3, stream=False)
+    outcome = closed_loop(predictor, MODEL, asked, clients, 3, stream=False)
     return len(outcome.answers) / outcome.seconds
 
 
@@ -239,6 +239,7 @@ def fixed_answers(
     per_second = OPEN_SHARE * tokens_per_second / plan.answer_tokens
     config = LoadConfig(
         url=predictor.url,
+        headers={"Authorization": f"Bearer {predictor.token}"},
         model=MODEL,
         rps=per_second,
         seconds=plan.open_seconds,

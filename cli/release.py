@@ -111,7 +111,7 @@ def open_conductor(settings: Settings) -> "Conductor":
     if ledger is None:
         raise RefusedError(f"there are no releases in {settings.home} yet; `serin run` makes them")
     holder = f"cli-{socket.gethostname()}-{os.getpid()}"
-    routes = from_routes(settings.home / "control" / "routes.json")
+    routes = from_routes(settings)
     client = KubernetesClient(settings.kube_url)
     return Conductor(ledger, client, holder, settings.namespace, routes)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from core.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 KEY_BYTES = 32
+TOKEN_FORM = re.compile(r"[\x21-\x7e]{32,512}")
 
 
 def read_key(path: Path) -> bytes:
@@ -33,6 +35,26 @@ def read_key(path: Path) -> bytes:
             "(what was signed with the old one is unknown then)"
         )
     return key
+
+
+def predictor_token(home: Path, given: str = "") -> str:
+    """Return what the predictors of a home ask of their callers: `given`, else the home's own.
+
+    Raises ConfigurationError.
+    """
+    if not given:
+        return read_key(home / "control" / "predictor.key").hex()
+    if not TOKEN_FORM.fullmatch(given):  # its text must not be told: it would be logged
+        raise ConfigurationError(
+            "SERIN_PREDICTOR_TOKEN must have 32 to 512 visible ASCII characters; "
+            "`openssl rand -hex 32` makes a good one"
+        )
+    return given
+
+
+def bearer(token: str) -> str:
+    """Return the value of the Authorization header that carries a token."""
+    return f"Bearer {token}"
 
 
 def _create(path: Path) -> None:

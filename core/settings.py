@@ -47,6 +47,9 @@ class Settings(BaseModel):
     cache_password: SecretStr = Field(
         default=SecretStr(""), description="password of the Redis that keeps the gateway's answers"
     )
+    predictor_token: SecretStr = Field(
+        default=SecretStr(""), description="token that predictors ask for; empty: the home's own"
+    )
     gateway_keys: str = Field(
         default="", description="API keys beside keys.yaml: NAME=SHA256 pairs, by spaces"
     )

@@ -152,7 +152,7 @@ class Opened:
         if self._keeper is None or settings.kube_url != self._kube_url:
             self._kube_url = settings.kube_url
             client = KubernetesClient(settings.kube_url)
-            routes = from_routes(settings.home / "control" / "routes.json")
+            routes = from_routes(settings)
             holder = f"keeper-{socket.gethostname()}-{os.getpid()}-{time.time_ns():x}"
             conductor = Conductor(self._ledger, client, holder, identities=routes)
             self._keeper = Keeper(self._ledger, conductor, client.load)

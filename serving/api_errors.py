@@ -81,6 +81,16 @@ def safety_headers(policy_hash: str, held_back: int) -> dict[str, str]:
     return {POLICY_HEADER: policy_hash, BLOCKED_HEADER: str(held_back)}
 
 
+def unauthorised() -> ApiError:
+    """The caller does not hold the token of this predictor."""
+    return ApiError(
+        "This server answers its gateway only; send requests to the gateway.",
+        status=401,
+        code="unauthorised",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
 def queue_full(waiting: int) -> ApiError:
     """The bounded queue has no place."""
     return ApiError(

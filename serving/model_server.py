@@ -13,7 +13,7 @@ import socket
 import sys
 import types
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from core.errors import ConfigurationError
 from serving.api import PredictorApi
 from serving.api_errors import ApiError
 from serving.connections import Envelope, error_response
+from serving.credentials import TokenCheck
 from serving.engines.engine import Engine
 from serving.lifecycle import Identity, Lifecycle
 
@@ -41,7 +42,7 @@ CLOSE_SECONDS = 1
 
 @dataclass(slots=True)
 class Site:
-    """Where one server runs and what it serves; `failed` once the engine died under it."""
+    """Where one server runs and what it serves, to whom; `failed` once the engine died under it."""
 
     identity: Identity
     lifecycle: Lifecycle
@@ -49,6 +50,8 @@ class Site:
     listener: socket.socket
     port_file: Path | None
     drain_seconds: float
+    token: str = field(repr=False)
+    metrics_open: bool = False
     failed: bool = False
 
 
@@ -135,6 +138,7 @@ def build_server(site: Site, api: PredictorApi) -> Any:
             api.add_to(app)
 
         def _add_middlewares(self, app: Any) -> None:
+            app.add_middleware(TokenCheck, token=site.token, metrics_open=site.metrics_open)
             app.add_middleware(Envelope, identity=site.identity, lifecycle=site.lifecycle)
 
         def _add_exception_handlers(self, app: Any) -> None:

@@ -36,41 +36,62 @@ OPTIONAL_TEXT: Schema = {"type": ["string", "null"]}
 
 def describe(identity: Identity, config: PredictorConfig) -> Schema:
     """Return the whole document of one predictor."""
-    chat = _answered("chat.completion", {"message": _message()})
-    text = _answered("text_completion", {"text": TEXT})
-    name, model_name = (
-        _parameter(part, "path", TEXT, "the model's name") for part in ("name", "model_name")
-    )
-    kserve_error = _object({"error": TEXT})
-    unready = {"503": _answer("not ready", kserve_error)}
+    metrics = _response("metrics", {"text/plain": {"schema": TEXT}})
+    metrics_route = {"get": {"summary": "metrics for Prometheus", "responses": {"200": metrics}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Serin predictor", "version": identity.served_as},
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "paths": {
-            "/openai/v1/chat/completions": _post(ChatRequest, identity, config, chat),
-            "/openai/v1/completions": _post(TextRequest, identity, config, text),
-            "/openai/v1/models": _get("the models", _models()),
-            "/openai/v1/models/{name}": _get(
-                "one model", _model_card(), [name], {"404": _answer("unknown", _error())}
-            ),
-            "/serin/identity": _get("which bundle answers", _identity()),
-            "/metrics": {
-                "get": {
-                    "summary": "metrics for Prometheus",
-                    "responses": {"200": _response("metrics", {"text/plain": {"schema": TEXT}})},
-                }
-            },
-            "/v2/health/live": _get("alive", _object({"live": {"type": "boolean"}})),
-            "/v2/health/ready": _get(
-                "takes requests", _object({"ready": {"type": "boolean"}}), (), unready
-            ),
-            "/v2/models/{model_name}/ready": _get(
-                "takes requests for a model",
-                _object({"name": TEXT, "ready": {"type": "boolean"}}),
-                [model_name],
-                {"404": _answer("unknown", kserve_error), **unready},
-            ),
+            **{path: _closed(route) for path, route in _closed_routes(identity, config).items()},
+            "/metrics": metrics_route if config.metrics_open else _closed(metrics_route),
+            **_health_routes(),
         },
+    }
+
+
+def _closed(route: Schema) -> Schema:
+    """Return a route that asks for the token."""
+    return {
+        method: {
+            **operation,
+            "security": [{"token": []}],
+            "responses": {**operation["responses"], "401": _answer("not the token", _error())},
+        }
+        for method, operation in route.items()
+    }
+
+
+def _closed_routes(identity: Identity, config: PredictorConfig) -> Schema:
+    chat = _answered("chat.completion", {"message": _message()})
+    text = _answered("text_completion", {"text": TEXT})
+    name = _parameter("name", "path", TEXT, "the model's name")
+    return {
+        "/openai/v1/chat/completions": _post(ChatRequest, identity, config, chat),
+        "/openai/v1/completions": _post(TextRequest, identity, config, text),
+        "/openai/v1/models": _get("the models", _models()),
+        "/openai/v1/models/{name}": _get(
+            "one model", _model_card(), [name], {"404": _answer("unknown", _error())}
+        ),
+        "/serin/identity": _get("which bundle answers", _identity()),
+    }
+
+
+def _health_routes() -> Schema:
+    model_name = _parameter("model_name", "path", TEXT, "the model's name")
+    kserve_error = _object({"error": TEXT})
+    unready = {"503": _answer("not ready", kserve_error)}
+    return {
+        "/v2/health/live": _get("alive", _object({"live": {"type": "boolean"}})),
+        "/v2/health/ready": _get(
+            "takes requests", _object({"ready": {"type": "boolean"}}), (), unready
+        ),
+        "/v2/models/{model_name}/ready": _get(
+            "takes requests for a model",
+            _object({"name": TEXT, "ready": {"type": "boolean"}}),
+            [model_name],
+            {"404": _answer("unknown", kserve_error), **unready},
+        ),
     }
 
 

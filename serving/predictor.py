@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from core.errors import ConfigurationError, IntegrityError, SerinError, UnavailableError
+from core.keys import predictor_token
 from core.manifests import BundleManifest, verify_bundle
 from core.settings import Settings
 from core.telemetry import TelemetrySettings
@@ -91,6 +92,7 @@ def run(given: argparse.Namespace) -> int:
     """Load, serve and drain. Raises ConfigurationError, IntegrityError or UnavailableError."""
     config = read_config(given.config, os.environ, given.threads)
     settings = Settings.read()
+    token = predictor_token(settings.home, settings.predictor_token.get_secret_value())
     manifest = verify_bundle(given.bundle, given.expected_digest)
     identity = Identity(
         bundle_digest=manifest.digest,
@@ -111,6 +113,8 @@ def run(given: argparse.Namespace) -> int:
         listener=listener,
         port_file=given.port_file,
         drain_seconds=config.drain_seconds,
+        token=token,
+        metrics_open=config.metrics_open,
     )
     pushed = TelemetrySettings.read(mlflow_url=settings.mlflow_url)
     resource = {"service.version": identity.model_version, "serin.revision": identity.revision}

@@ -56,6 +56,9 @@ class PredictorConfig(BaseModel):
     batched_tokens_max: int | None = Field(
         default=None, ge=16, description="tokens per step; empty: openvino as the bundle says"
     )
+    metrics_open: bool = Field(
+        default=False, description="/metrics needs no token; for a Prometheus that sends none"
+    )
     policy_folder: str = Field(
         default="",
         description="folder whose policy.yaml is obeyed and watched; empty: policy below the home",

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,12 +21,14 @@ import msgspec
 from core.contracts import Answer, Message
 from core.digests import digest_json
 from core.errors import UnavailableError
+from core.keys import bearer
 
 READY_SECONDS_MAX = 120.0
 STOP_SECONDS_MAX = 15.0
 ANSWER_SECONDS_MAX = 120.0
 CLIENTS = 16
 MODEL_NAME = "candidate"
+TOKEN_VARIABLE = "SERIN_PREDICTOR_TOKEN"
 ROOT = Path(__file__).resolve().parent.parent
 LOG_TAIL_CHARACTERS = 800
 
@@ -43,13 +46,15 @@ def model(bundle: Path, digest: str, engine: str, log: Path, max_tokens: int) ->
         command = [sys.executable, "-m", "serving.predictor", "--bundle", str(bundle)]
         command += ["--model-name", MODEL_NAME, "--model-version", "evaluation", "--http-port", "0"]
         command += ["--port-file", str(port_file), "--engine", engine, "--expected-digest", digest]
+        token = secrets.token_hex(32)
+        environment = {**os.environ, TOKEN_VARIABLE: token}
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, start_new_session=True, cwd=ROOT
+            command, stdout=output, stderr=output, start_new_session=True, cwd=ROOT, env=environment
         )
         url = functools.cache(lambda: _wait_until_ready(process, port_file, log))
 
         def answer(prompts: Sequence[tuple[Message, ...]]) -> Sequence[str]:
-            return asyncio.run(_ask_all(url(), max_tokens, prompts))
+            return asyncio.run(_ask_all(url(), token, max_tokens, prompts))
 
         try:
             yield answer
@@ -106,11 +111,15 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-async def _ask_all(url: str, max_tokens: int, prompts: Sequence[tuple[Message, ...]]) -> list[str]:
+async def _ask_all(
+    url: str, token: str, max_tokens: int, prompts: Sequence[tuple[Message, ...]]
+) -> list[str]:
     import httpx
 
     slots = asyncio.Semaphore(CLIENTS)
-    async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS_MAX) as client:
+    headers = {"Authorization": bearer(token)}
+    limit = ANSWER_SECONDS_MAX
+    async with httpx.AsyncClient(base_url=url, timeout=limit, headers=headers) as client:
 
         async def ask(messages: tuple[Message, ...]) -> str:
             body = {

@@ -51,7 +51,7 @@ def open_conductor() -> Conductor:
     """Connect to the ledger and the cluster's API once a process: it holds its releases' epochs."""
     settings = Settings.read()
     holder = f"{socket.gethostname()}-{os.getpid()}"
-    identities = from_routes(settings.home / "control" / "routes.json")
+    identities = from_routes(settings)
     client = KubernetesClient(settings.kube_url)
     ledger = Ledger(settings.ledger_url)
     return Conductor(ledger, client, holder, settings.namespace, identities)

@@ -19,6 +19,7 @@ import httpx
 import psutil
 
 from core.contracts import Candidate
+from core.settings import Settings
 from observability.load import CHAT_PATH, LoadConfig, LoadGenerator
 from rollout.conductor import Conductor
 from rollout.identities import from_routes
@@ -161,7 +162,7 @@ class OneMachine:
 
     def conductor(self, ledger: Ledger, holder: str) -> Conductor:
         """Return a conductor in this process."""
-        routes = from_routes(self.home / "control" / "routes.json")
+        routes = from_routes(Settings(home=self.home))
         return Conductor(ledger, KubernetesClient(self.kube_url), holder, identities=routes)
 
     def routed(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
@@ -59,11 +59,19 @@ class Outcome:
     failures: list[str]
 
 
+class Server(Protocol):
+    """A predictor: where it answers, and the token that it asks for."""
+
+    url: str
+    token: str
+
+
 class Client:
     """Asks one predictor."""
 
-    def __init__(self, url: str, model: str, stream: bool) -> None:
-        self._url, self._model, self._stream = url + CHAT_PATH, model, stream
+    def __init__(self, server: Server, model: str, stream: bool) -> None:
+        self._url, self._model, self._stream = server.url + CHAT_PATH, model, stream
+        self._headers = {"Authorization": f"Bearer {server.token}"}
         self.answers: list[Answered] = []
         self.failures: list[str] = []
 
@@ -72,7 +80,7 @@ class Client:
         began = time.perf_counter()
         body = asked.body(self._model, self._stream)
         try:
-            async with session.post(self._url, data=body) as answer:
+            async with session.post(self._url, data=body, headers=self._headers) as answer:
                 if self._stream:
                     first, last, tokens = await _read_stream(answer)
                 else:
@@ -107,13 +115,13 @@ async def _read_stream(answer: aiohttp.ClientResponse) -> tuple[float, float, in
 
 
 def closed_loop(
-    url: str, model: str, asked: Sequence[Asked], clients: int, rounds: int, stream: bool
+    server: Server, model: str, asked: Sequence[Asked], clients: int, rounds: int, stream: bool
 ) -> Outcome:
     """Each of `clients` asks `rounds` times without a pause, after one answer that is not counted.
 
     The clock runs from the moment when the last client has its first answer to the last answer.
     """
-    client = Client(url, model, stream)
+    client = Client(server, model, stream)
     prompts = itertools.cycle(asked)
     warm: list[float] = []
 
@@ -133,9 +141,9 @@ def closed_loop(
     return Outcome(counted, ended - began, client.failures)
 
 
-def open_loop(url: str, model: str, asked: Sequence[Asked], stream: bool) -> Outcome:
+def open_loop(server: Server, model: str, asked: Sequence[Asked], stream: bool) -> Outcome:
     """Send each request at its time, whatever became of the earlier ones."""
-    client = Client(url, model, stream)
+    client = Client(server, model, stream)
     start = time.perf_counter()
 
     def sender(item: Asked) -> Any:

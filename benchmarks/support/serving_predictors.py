@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -55,12 +56,18 @@ class Predictor:
             "--config", str(config),
         ]  # fmt: skip
         log = folder / "log"
+        self.token = secrets.token_hex(32)
         began = time.monotonic()
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**kept, "SERIN_HOME": str(folder), "HF_HUB_OFFLINE": "1"},
+                env={
+                    **kept,
+                    "SERIN_HOME": str(folder),
+                    "SERIN_PREDICTOR_TOKEN": self.token,
+                    "HF_HUB_OFFLINE": "1",
+                },
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

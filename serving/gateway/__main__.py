@@ -11,7 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from core.errors import ConfigurationError, SerinError
-from core.keys import read_key
+from core.keys import predictor_token, read_key
 from core.settings import Settings
 from core.telemetry import TelemetrySettings
 from observability.audit import Audit
@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         recording = GatewayAudit(audit, config.audit.required)
         pushed = TelemetrySettings.read(mlflow_url=settings.mlflow_url)
         tracing = Tracing(pushed, "serin-gateway", settings.service, trusting=False)
-        gateway = Gateway(config, options.home, store, guard, recording, tracing)
+        token = predictor_token(options.home, settings.predictor_token.get_secret_value())
+        gateway = Gateway(config, options.home, store, guard, recording, tracing, token)
     except SerinError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from core.keys import read_key
+from core.keys import bearer, read_key
 from observability.tracing import Tracing
 from serving.gateway import traces
 from serving.gateway.auditing import GatewayAudit
@@ -60,6 +60,7 @@ class Gateway:
         guard: Guard,
         audit: GatewayAudit,
         tracing: Tracing,
+        predictor_token: str,
     ) -> None:
         self._config = config
         self._tracing = tracing
@@ -77,7 +78,8 @@ class Gateway:
         ids = ResponseIds(read_key(home / "control" / "response.key"))
         evaluators = Evaluators(home / "feedback.yaml")
         self._feedback = Feedback(ids, self.settlement, evaluators, config.scored_max)
-        self._upstream = Upstream(config)
+        authorization = bearer(predictor_token)
+        self._upstream = Upstream(config, authorization)
         self.health = Health(config, self.balancer, self._upstream.ready)
         self._policies = Policies(
             self.balancer,
@@ -85,7 +87,7 @@ class Gateway:
             config.policy_poll_seconds,
             config.policy_seconds_max,
         )
-        self._shadow = Shadow(config, self.balancer, home)
+        self._shadow = Shadow(config, self.balancer, home, authorization)
         self._proxy = Proxy(config, self.balancer, self.health, self._upstream, ids, self._shadow)
         self._admission = Admission(
             config.concurrency_max, config.waiting_max, config.waiting_seconds_max

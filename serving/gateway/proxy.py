@@ -235,8 +235,8 @@ class Proxy:
         revision = answer.headers.get(REVISION_HEADER)
         if revision and revision != endpoint.revision:
             raise AttemptFailed("wrong_revision", sent=True)  # its port belongs to another now
-        if answer.status == 503:
-            raise AttemptFailed("status_503", sent=False)  # draining or not ready: not begun
+        if answer.status in (401, 503):  # another token, draining or not ready: not begun
+            raise AttemptFailed(f"status_{answer.status}", sent=False)
         if sending >= self._config.sends_max or answer.status not in (429, 500, 502):
             return
         other = self._balancer.choose(job.service, job.arm, (endpoint,))

@@ -83,9 +83,13 @@ class Offer:
 class Shadow:
     """Takes offers of answered requests and works on some of them, a few at a time."""
 
-    def __init__(self, config: GatewayConfig, balancer: Balancer, home: Path) -> None:
+    def __init__(
+        self, config: GatewayConfig, balancer: Balancer, home: Path, authorization: str
+    ) -> None:
+        """`authorization` is the header that predictors ask for."""
         self._config = config
         self._balancer = balancer
+        self._authorization = authorization
         self._scores = Scores(
             home / "probes.jsonl", config.shadow_scorer_url, config.shadow_scorer_seconds_max
         )
@@ -230,6 +234,7 @@ class Shadow:
         headers = offer.headers.copy()
         headers.popall(RESPONSE_ID_HEADER, None)  # it names stable's answer
         headers[SHADOW_HEADER] = "1"
+        headers["authorization"] = self._authorization
         headers[DEADLINE_HEADER] = f"{config.shadow_seconds_max:.3f}"
         url = URL(endpoint.url + offer.path, encoded=True)
         limit = aiohttp.ClientTimeout(total=config.shadow_seconds_max)

@@ -72,10 +72,11 @@ READING = Reading()
 
 
 class Upstream:
-    """Connections to all endpoints."""
+    """Connections to all endpoints; `authorization` is the header that they ask for."""
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, authorization: str) -> None:
         self._config = config
+        self._headers = {"authorization": authorization}
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[tuple[str, str], URL] = {}
 
@@ -85,6 +86,7 @@ class Upstream:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            headers=self._headers,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             timeout=aiohttp.ClientTimeout(
                 total=None,
@@ -125,7 +127,7 @@ class Upstream:
         limit = aiohttp.ClientTimeout(total=self._config.probe_seconds_max)
         try:
             url = self._url(endpoint, IDENTITY_PATH)
-            async with self._session.get(url, timeout=limit) as answer:
+            async with self._session.get(url, timeout=limit, allow_redirects=False) as answer:
                 if answer.status != 200:
                     return None
                 content = await read_bounded(answer, IDENTITY_BYTES_MAX)

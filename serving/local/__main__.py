@@ -19,6 +19,8 @@ from pathlib import Path
 import uvicorn
 
 from core.errors import ConfigurationError, SerinError
+from core.keys import predictor_token
+from core.settings import Settings
 from serving.local.api import Api
 from serving.local.config import LocalConfig
 from serving.local.controller import Controller
@@ -85,12 +87,13 @@ async def serve(
     Raises RefusedError when the home has a control plane, ConfigurationError for a taken port.
     """
     folders = Folders(home)
+    given = Settings.read().predictor_token.get_secret_value()
     folders.make()
     lock = lock_home(folders.control)
     listener = _listen(port)
     try:
         store = Store(folders.control / "services.json")
-        controller = Controller(home, store, config, gateway_url)
+        controller = Controller(home, store, config, gateway_url, predictor_token(home, given))
         server = Server(
             uvicorn.Config(
                 Api(store).application(),

@@ -24,10 +24,13 @@ NAME_LENGTH_MAX = 50
 LABEL_FORM = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 VERSION_FORM = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 VARIABLE_FORM = "[A-Za-z_][A-Za-z0-9_]*"
-BLOCKED_VARIABLES = re.compile("PYTHON.*|LD_.*|PATH|SERIN_HOME|SERIN_ALLOW_FAULTS")
-"""What KServe blocks (PYTHONPATH), what loads other code, and what switches faults on."""
-OWN_OPTIONS = ("--bundle", "--host", "--model-name", "--model-version", "--revision", "--http-port",
-               "--port-file", "--expected-digest", "--threads")  # fmt: skip
+BLOCKED_VARIABLES = re.compile(
+    "PYTHON.*|LD_.*|PATH|SERIN_HOME|SERIN_ALLOW_FAULTS|SERIN_PREDICTOR_(TOKEN|POLICY_FOLDER|VLLM)"
+)
+"""What KServe blocks (PYTHONPATH), what loads other code or asks other servers, what switches
+faults on, and what would change who may ask a predictor or what it holds back."""
+OWN_OPTIONS = ("--bundle", "--config", "--host", "--model-name", "--model-version", "--revision",
+               "--http-port", "--port-file", "--expected-digest", "--threads")  # fmt: skip
 
 PREDICTOR_FIELDS = {"canaryTrafficPercent", "minReplicas", "maxReplicas", "model"}
 MODEL_FIELDS = {"modelFormat", "runtime", "storageUri", "args", "env"}

@@ -42,14 +42,17 @@ class Memory:
 class Controller:
     """Brings processes, routes and status in line with the InferenceServices of one home."""
 
-    def __init__(self, home: Path, store: Store, config: LocalConfig, gateway_url: str) -> None:
+    def __init__(
+        self, home: Path, store: Store, config: LocalConfig, gateway_url: str, token: str
+    ) -> None:
+        """`token` is what the predictors ask of their callers."""
         self.config = config
         self.gateway_url = gateway_url
         self.roots = config.bundle_roots or (home / "bundles",)
         self.store = store
         self.wake = asyncio.Event()
         self.store.on_change = self.wake.set
-        self.roster = Roster(home, config, self.wake.set)
+        self.roster = Roster(home, config, token, self.wake.set)
         self.memory_file = self.roster.folders.control / "revisions.json"
         memory = read_as(self.memory_file, Memory) or Memory()
         check_schema(self.memory_file, memory.schema_version, SCHEMA_VERSION)

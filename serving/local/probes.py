@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from core.errors import UnavailableError
+from core.keys import bearer
 
 ANSWER_BYTES_MAX = 1 << 16
 HEALTH_PATH = "/v2/health/ready"
@@ -25,8 +26,8 @@ class Answer:
     body: bytes
 
 
-async def fetch(url: str, timeout_seconds: float) -> Answer:
-    """Return the answer to GET `url` (http only).
+async def fetch(url: str, timeout_seconds: float, token: str = "") -> Answer:
+    """Return the answer to GET `url` (http only), asked with a token where one is given.
 
     Raises UnavailableError when nobody listens or the answer is not HTTP, and TimeoutError when it
     does not come in time: a refusal and a silence mean different things to the caller.
@@ -37,7 +38,9 @@ async def fetch(url: str, timeout_seconds: float) -> Answer:
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
             try:
                 path = parts.path or "/"
-                writer.write(f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n".encode())
+                shown = f"Authorization: {bearer(token)}\r\n" if token else ""
+                head = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\n{shown}\r\n"
+                writer.write(head.encode())
                 return await _read(reader)
             finally:
                 writer.close()
@@ -75,9 +78,9 @@ class AppliedRoutes:
     generation: int
 
 
-async def ask_identity(url: str, timeout_seconds: float) -> Identity:
+async def ask_identity(url: str, timeout_seconds: float, token: str) -> Identity:
     """Return a predictor's identity. Raises UnavailableError or TimeoutError."""
-    answer = await fetch(url + IDENTITY_PATH, timeout_seconds)
+    answer = await fetch(url + IDENTITY_PATH, timeout_seconds, token)
     if answer.status != 200:
         raise UnavailableError(f"{url}{IDENTITY_PATH} answers {answer.status}")
     try:

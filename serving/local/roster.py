@@ -59,9 +59,12 @@ class Watched:
 class Roster:
     """Starts, watches and signals the predictors of one home."""
 
-    def __init__(self, home: Path, config: LocalConfig, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, home: Path, config: LocalConfig, token: str, on_change: Callable[[], None]
+    ) -> None:
         self.folders = Folders(home)
         self.config = config
+        self._token = token
         self.on_change = on_change
         self.slots: dict[Slot, SlotView] = {}
         self._watched: dict[str, Watched] = {}
@@ -280,7 +283,8 @@ class Roster:
 
     async def _identify(self, watched: Watched) -> None:
         entry = watched.entry
-        identity = await ask_identity(entry.url, self.config.probe_timeout_seconds)
+        patience = self.config.probe_timeout_seconds
+        identity = await ask_identity(entry.url, patience, self._token)
         expected = watched.expected_digest
         if expected is not None and identity.bundle_digest != expected:
             watched.fault = (

@@ -18,6 +18,7 @@ import msgspec
 
 from core.contracts import CanaryDecision, Candidate, ReleaseState
 from core.errors import SerinError
+from core.settings import Settings
 from rollout.conductor import Conductor
 from rollout.identities import from_routes
 from rollout.keeper import Keeper
@@ -133,7 +134,7 @@ def main(path: str) -> None:
     ledger = ChaosLedger(orders.ledger_url, clock_of(home))
     ledger.folder = home
     services = WatchedServices(KubernetesClient(orders.kube_url))
-    identities = from_routes(home / "control" / "routes.json")
+    identities = from_routes(Settings(home=home))
     conductor = Conductor(ledger, services, orders.holder, identities=identities)
     boundary = Boundaries(orders.at, Path(orders.report))
     ledger.boundary = boundary

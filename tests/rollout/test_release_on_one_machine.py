@@ -18,6 +18,7 @@ import pytest
 from release_scenarios import PROMOTE, ROLL_BACK, SERVICE, bundle, candidate, plan
 
 from core.contracts import CanaryDecision, Candidate, ReleaseState
+from core.settings import Settings
 from rollout.conductor import Conductor
 from rollout.identities import from_routes
 from rollout.kubernetes_client import KubernetesClient
@@ -86,7 +87,7 @@ class Machine:
         return replace(given, bundle_uri=f"file://{folder}")
 
     def conductor(self, ledger: Ledger, holder: str) -> Conductor:
-        routes = from_routes(self.home / "control" / "routes.json")
+        routes = from_routes(Settings(home=self.home))
         return Conductor(ledger, KubernetesClient(self.url), holder, identities=routes)
 
     def routed(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pytest
 from gateway_world import CLIENT, Predictor, World, until
 
 from core.digests import digest_bytes
-from core.keys import read_key
+from core.keys import bearer, predictor_token, read_key
 from observability.audit_segments import find_rows, verify_audit
 from serving.gateway.bans import BanFile
 from serving.gateway.mode import Mode, ModeFile
@@ -54,7 +54,8 @@ def test_only_known_keys_may_ask_and_their_keys_go_no_further(
     guarded: World, stable: Predictor
 ) -> None:
     assert ask(guarded).status_code == 200
-    assert "authorization" not in stable.seen()["headers"]
+    own = bearer(predictor_token(guarded.home))
+    assert stable.seen()["headers"]["authorization"] == own
     wrong = ask(guarded, key="wrong")
     assert (wrong.status_code, code(wrong)) == (401, "unknown_api_key")
     assert "Bearer" in wrong.headers["www-authenticate"]

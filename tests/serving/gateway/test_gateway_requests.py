@@ -9,6 +9,8 @@ import openai
 import pytest
 from gateway_world import ASK, CHAT, CLIENT, Predictor, World, until
 
+from core.keys import bearer, predictor_token
+
 Calm = tuple[World, Predictor, Predictor]
 
 
@@ -102,6 +104,13 @@ def test_an_answer_larger_than_the_buffer_is_passed_on_whole(calm: Calm) -> None
     stable.behave(answer_bytes=300_000)
     content = world.ask().json()["choices"][0]["message"]["content"]
     assert content == "x" * 300_000
+
+
+def test_the_predictor_is_asked_with_its_token_whatever_the_client_sends(calm: Calm) -> None:
+    world, stable, _ = calm
+    for sent in ({}, {"authorization": "Bearer of-a-client"}, {"Authorization": "x"}):
+        assert world.ask(headers=sent).status_code == 200
+        assert stable.seen()["headers"]["authorization"] == bearer(predictor_token(world.home))
 
 
 def test_errors_of_the_predictor_for_bad_requests_are_passed_on(calm: Calm) -> None:

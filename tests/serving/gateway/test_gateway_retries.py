@@ -127,6 +127,17 @@ def test_a_rejected_canary_never_answers_for_a_dead_stable(calm: Calm) -> None:
     stable.behave()
 
 
+def test_a_predictor_that_asks_for_another_token_fails_and_its_clients_are_not_told_so(
+    calm: Calm,
+) -> None:
+    world, stable, canary = calm
+    canary.behave(status=401)
+    world.route(stable, canary, percent=100)
+    answer = world.ask()
+    assert answer.status_code == 200
+    assert answer.headers["x-serin-revision"] == stable.revision
+
+
 def test_a_full_arm_sheds_its_load_instead_of_moving_it_to_the_other(calm: Calm) -> None:
     world, stable, canary = calm
     canary.behave(status=429)

@@ -14,6 +14,7 @@ import pytest
 from gateway_world import ASK, CLIENT, ROOT, Predictor, World, until
 
 from core.contracts import ScoredPairs
+from core.keys import bearer, predictor_token
 
 Start = Callable[..., World]
 
@@ -74,6 +75,7 @@ def test_a_canary_at_0_percent_is_asked_what_stable_has_answered(
     assert "x-serin-shadow" not in stable.seen()["headers"]
     seen = canary.seen()["headers"]
     assert (seen["x-serin-shadow"], seen["x-request-id"]) == ("1", "abc")
+    assert seen["authorization"] == bearer(predictor_token(world.home))
     assert "x-serin-response-id" not in seen
     sample = world.counters()
     assert sample.stable is not None

@@ -40,6 +40,8 @@ START = read(Path(OPTIONS.bundle) / "behaviour.json")
 NOW_FILE = Path(os.environ["SERIN_HOME"]) / "standin" / f"{OPTIONS.revision}.json"
 STARTED = time.monotonic()
 DRAINING = threading.Event()
+TOKEN = (Path(os.environ["SERIN_HOME"]) / "control" / "predictor.key").read_bytes().hex()
+AUTHORIZATION = f"Bearer {TOKEN}"
 
 
 def answer(path: str) -> tuple[int, dict[str, Any]]:
@@ -66,9 +68,12 @@ def answer(path: str) -> tuple[int, dict[str, Any]]:
 class Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         path = self.rfile.readline().split(b" ")[1].decode()
-        while self.rfile.readline().strip():
-            pass
+        known = False
+        while line := self.rfile.readline().strip():
+            known = known or line.decode() == f"Authorization: {AUTHORIZATION}"
         status, content = answer(path)
+        if path == "/serin/identity" and not known:
+            status, content = 401, {}
         body = json.dumps(content).encode()
         head = f"HTTP/1.1 {status} -\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.wfile.write(head.encode() + body)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 
+from core.keys import bearer, predictor_token
 from serving.engines.faults import control_file
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,6 +33,7 @@ class PredictorProcess:
         **environment: str,
     ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
+        self.home = folder
         self.port_file = folder / "port"
         self._log = folder / "log"
         if faults is not None:
@@ -67,20 +69,30 @@ class PredictorProcess:
         self.url = f"http://127.0.0.1:{int(self.port_file.read_text())}"
         return self
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the gateway sends: the token of this predictor's home."""
+        return {"Authorization": bearer(predictor_token(self.home))}
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask once, on a connection of its own."""
+        return httpx.get(f"{self.url}{path}", headers=self.headers)
+
     def http(self, seconds: float = 60) -> httpx.Client:
         """Return a client of its own connections."""
-        return httpx.Client(base_url=self.url, timeout=seconds)
+        return httpx.Client(base_url=self.url, timeout=seconds, headers=self.headers)
 
     def openai(self) -> openai.OpenAI:
         """Return the official client; it does not retry by itself."""
-        return openai.OpenAI(base_url=f"{self.url}/openai/v1", api_key="none", max_retries=0)
+        token = predictor_token(self.home)
+        return openai.OpenAI(base_url=f"{self.url}/openai/v1", api_key=token, max_retries=0)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return one sample of /metrics."""
         named = sorted({"model_version": "3", "revision": REVISION, **labels}.items())
         shown = ",".join(f'{key}="{value}"' for key, value in named)
         start = f"serin_predictor_{name}{{{shown}}} "
-        text = httpx.get(f"{self.url}/metrics").text
+        text = self.get("/metrics").text
         return float(next(x for x in text.splitlines() if x.startswith(start)).split()[-1])
 
     def terminate(self) -> None:

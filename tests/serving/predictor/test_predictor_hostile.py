@@ -222,7 +222,9 @@ def test_a_client_that_leaves_while_sending_is_no_failure(predictor: PredictorPr
     before = predictor.metric("requests_total", outcome="cancelled")
     host, port = predictor.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n{{".encode())
+        token = predictor.headers["Authorization"]
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n"
+        raw.sendall(f"{head}Content-Length: 900\r\n\r\n{{".encode())
     until(lambda: predictor.metric("requests_total", outcome="cancelled") == before + 1)
 
 

@@ -33,7 +33,9 @@ def idle(predictor: PredictorProcess) -> bool:
 async def test_200_clients_at_once_all_get_their_own_answer(predictor: PredictorProcess) -> None:
     before = predictor.metric("requests_total", outcome="ok")
     limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=predictor.url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=predictor.url, timeout=60, limits=limits, headers=predictor.headers
+    ) as client:
         answers = await asyncio.gather(
             *(client.post(CHAT, json=ask(f"n {i}", max_tokens=1 + i % 12)) for i in range(200))
         )
@@ -195,6 +197,7 @@ async def test_the_server_ends_when_its_engine_died(tmp_path: Path) -> None:
         listener=bind("127.0.0.1", 0),
         port_file=tmp_path / "port",
         drain_seconds=1,
+        token="",
     )
     server = uvicorn.Server(uvicorn.Config(Response("hello"), log_config=None))
     serving = asyncio.create_task(serve(server, site))

@@ -3,7 +3,6 @@
 from contextlib import suppress
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -44,14 +43,14 @@ def bounded(case: Any) -> Any:
 
 
 def test_the_document_names_every_route(openvino: PredictorProcess) -> None:
-    paths = httpx.get(f"{openvino.url}/openapi.json").json()["paths"]
+    paths = openvino.get("/openapi.json").json()["paths"]
     assert {f"{way.upper()} {path}" for path, ways in paths.items() for way in ways} == ROUTES
 
 
 def test_a_method_that_is_not_offered_is_answered_with_those_that_are(
     openvino: PredictorProcess,
 ) -> None:
-    answer = httpx.get(f"{openvino.url}/openai/v1/completions")
+    answer = openvino.get("/openai/v1/completions")
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
 
@@ -66,7 +65,9 @@ def test_a_method_that_is_not_offered_is_answered_with_those_that_are(
 def test_requests_made_from_the_document_are_answered_as_it_says(
     predictor: PredictorProcess, route: str, mode: GenerationMode
 ) -> None:
-    document = schemathesis.openapi.from_url(f"{predictor.url}/openapi.json")
+    document = schemathesis.openapi.from_url(
+        f"{predictor.url}/openapi.json", headers=predictor.headers
+    )
     way, path = route.split()
     operation = document[path][way]
 
@@ -81,7 +82,9 @@ def test_requests_made_from_the_document_are_answered_as_it_says(
     @given(case=operation.as_strategy(generation_mode=mode))
     def answered(case: Any) -> None:
         # Which fields go together (n and prompts, stream and its options) no schema can say.
-        bounded(case).call_and_validate(excluded_checks=[positive_data_acceptance])
+        made = bounded(case)
+        checks = [positive_data_acceptance]
+        made.call_and_validate(headers=predictor.headers, excluded_checks=checks)
 
     answered()
     assert predictor.metric("requests_total", outcome="error") == 0

@@ -19,7 +19,7 @@ CHAT = "/openai/v1/chat/completions"
 def test_it_tells_which_bundle_it_answers_with(
     predictor: PredictorProcess, bundle: Path, shared: dict[str, PredictorProcess]
 ) -> None:
-    identity = httpx.get(f"{predictor.url}/serin/identity").json()
+    identity = predictor.get("/serin/identity").json()
     engine = next(name for name, item in shared.items() if item is predictor)
     assert identity == {
         "bundle_digest": read_manifest(bundle).digest,
@@ -62,7 +62,7 @@ def test_metrics_carry_the_model_version(openvino: PredictorProcess) -> None:
     openvino.openai().chat.completions.create(**ask(max_tokens=7))
     moved = [openvino.metric(name) - old for name, old in zip(names, before, strict=True)]
     assert moved == [5, 7, 1]
-    buckets = httpx.get(f"{openvino.url}/metrics").text
+    buckets = openvino.get("/metrics").text
     assert 'serin_predictor_request_seconds_bucket{le="0.002",model_version="3",' in buckets
 
 

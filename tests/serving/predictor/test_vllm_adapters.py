@@ -110,7 +110,8 @@ def arms(
 
 def answer(predictor: PredictorProcess, prompt: str, tokens: int = TOKENS) -> str:
     body = {"model": "assistant", "prompt": prompt, "temperature": 0, "max_tokens": tokens}
-    content = httpx.post(f"{predictor.url}{TEXT}", json=body, timeout=60).json()
+    with predictor.http() as client:
+        content = client.post(TEXT, json=body).json()
     text: str = content["choices"][0]["text"]
     return text
 

@@ -71,7 +71,9 @@ def test_one_variable_holds_all_settings_and_wrong_ones_are_named() -> None:
 def test_the_settings_under_deploy_are_valid() -> None:
     runtime = yaml.safe_load((ROOT / "deploy/gpu/serving-runtime.yaml").read_text())
     (container,) = runtime["spec"]["containers"]
-    (variable,) = container["env"]
+    (variable,) = (item for item in container["env"] if item["name"] == VARIABLE)
+    (token,) = (item for item in container["env"] if item["name"] == "SERIN_PREDICTOR_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"]["name"] == "serin-predictor"
     image = (ROOT / "deploy/gpu/Dockerfile").read_text()
     line = next(line for line in image.splitlines() if VARIABLE in line)
     for text in (variable["value"], line.partition("=")[2].strip().strip("'")):
