@@ -45,12 +45,19 @@ class TextSketches:
     sizes: Array
 
 
-def sketch_texts(texts: Sequence[str]) -> TextSketches:
-    """Sketch texts: equal letters and digits, whatever their case, give equal sketches."""
+def sketch_texts(
+    texts: Sequence[str], width: int = WIDTH, width_asian: int = WIDTH_ASIAN
+) -> TextSketches:
+    """Sketch texts: equal letters and digits, whatever their case, give equal sketches.
+
+    A shingle has `width` letters, or `width_asian` (no more than `width`) from an Asian one on.
+    """
     # ASCII texts by themselves: all others need four bytes a letter.
     order = sorted(range(len(texts)), key=lambda index: texts[index].isascii())
     parts = [
-        _sketch_few([texts[index] for index in order[start : start + CHUNK_ROWS]])
+        _sketch_few(
+            [texts[index] for index in order[start : start + CHUNK_ROWS]], width, width_asian
+        )
         for start in range(0, len(texts), CHUNK_ROWS)
     ]
     if not parts:
@@ -80,9 +87,9 @@ def _zero_nibbles(packed: Array) -> Array:
     return counts
 
 
-def _sketch_few(texts: Sequence[str]) -> tuple[Array, Array, Array]:
+def _sketch_few(texts: Sequence[str], width: int, width_asian: int) -> tuple[Array, Array, Array]:
     """Return band keys, signatures and the bytes of letters of a few texts."""
-    hashes, owners, lengths = _shingle_hashes(texts)
+    hashes, owners, sizes = _shingle_hashes(texts, width, width_asian)
     minima = np.full(len(texts) * BINS, EMPTY, dtype=np.uint32)
     bins = owners * BINS + (hashes >> np.uint64(56)).astype(np.int64)
     np.minimum.at(minima, bins, (hashes >> np.uint64(24)).astype(np.uint32))
@@ -92,11 +99,13 @@ def _sketch_few(texts: Sequence[str]) -> tuple[Array, Array, Array]:
     signatures = codes[:, ::2] | (codes[:, 1::2] << 4)
     first, second, third, fourth = (table[:, start::4] for start in range(BINS // COARSE_BINS))
     coarse = np.minimum(np.minimum(first, second), np.minimum(third, fourth))
-    return _band_keys(_filled(coarse)), signatures, lengths
+    return _band_keys(_filled(coarse)), signatures, sizes
 
 
-def _shingle_hashes(texts: Sequence[str]) -> tuple[Array, Array, Array]:
-    """Return the hash of every shingle, the text that each belongs to, and the texts' bytes."""
+def _shingle_hashes(
+    texts: Sequence[str], width: int, width_asian: int
+) -> tuple[Array, Array, Array]:
+    """Return the hash of every shingle, the text that each belongs to, and the texts' sizes."""
     joined = "\0".join([*texts, ""])
     if joined.isascii():
         codes: Array = np.frombuffer(joined.encode().translate(LOWER, NO_LETTERS), dtype=np.uint8)
@@ -106,29 +115,29 @@ def _shingle_hashes(texts: Sequence[str]) -> tuple[Array, Array, Array]:
     ends = np.flatnonzero(codes == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     sizes = ends - starts
-    wide = np.concatenate([codes, np.zeros(WIDTH, dtype=codes.dtype)]).astype(np.uint64)
     count = len(codes)
+    wide = np.concatenate([codes, np.zeros(width, dtype=codes.dtype)]).astype(np.uint64)
     hashes = wide[:count].copy()
-    for shift in range(1, WIDTH):
-        if shift == WIDTH_ASIAN:
+    short = hashes
+    for shift in range(1, width):
+        if shift == width_asian:
             short = hashes.copy()
         hashes *= FACTOR
         hashes += wide[shift : shift + count]
-    valid = _within(ends, WIDTH, count)
+    owners = np.repeat(np.arange(len(texts), dtype=np.int64), sizes + 1)
+    valid = _within(ends, width, count)
     if codes.dtype != np.uint8:
-        asian = _asian(codes)
-        hashes = np.where(asian, short, hashes)
-        valid = np.where(asian, _within(ends, WIDTH_ASIAN, count), valid)
+        if width_asian < width:
+            asian = _asian(codes)
+            hashes = np.where(asian, short, hashes)
+            valid = np.where(asian, _within(ends, width_asian, count), valid)
         weights = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800)
         sums = np.concatenate([[0], np.cumsum(weights)])
-        lengths = sums[ends] - sums[starts]
-    else:
-        lengths = sizes
-    owners = np.repeat(np.arange(len(texts), dtype=np.int64), sizes + 1)
+        sizes = sums[ends] - sums[starts]
     hashes *= MIX
     hashes ^= hashes >> np.uint64(32)
     hashes *= MIX
-    return hashes[valid], owners[valid], lengths
+    return hashes[valid], owners[valid], sizes
 
 
 def _within(ends: Array, width: int, count: int) -> Array:

@@ -53,11 +53,14 @@ class DuplicateIndex:
     """
 
     def __init__(
-        self, folder: Path, config: DuplicatesConfig, barred: Collection[str] = ()
+        self,
+        folder: Path,
+        config: DuplicatesConfig,
+        barred: Callable[[str], bool] = lambda batch: False,
     ) -> None:
-        """Open the index; batches in `barred` do not count. Raises ConflictError if it is in use.
+        """Open the index; batches that are `barred` by name do not count as history.
 
-        Staged batches of an earlier process count for nothing before `recover`.
+        Raises ConflictError if another process uses it. Staged batches of an earlier process count for nothing before `recover`.
         """
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ class DuplicateIndex:
             raise ConflictError(f"another process uses {folder}; wait until it is done") from error
         self._history = History(folder)
         self._manifest = self._history.manifest
-        self._barred = frozenset(barred)
+        self._barred = barred
         self._looks = 0
         self._known: Array
         self._counted: Array
@@ -159,7 +162,7 @@ class DuplicateIndex:
         self._known = np.concatenate([self._known, grown])
         self._counted = np.concatenate([self._counted, grown])
         self._known[number] = True
-        self._counted[number] = batch not in self._barred
+        self._counted[number] = not self._barred(batch)
         return number
 
     def _count_batches(self) -> None:
@@ -168,7 +171,7 @@ class DuplicateIndex:
         self._known, self._counted = np.zeros(most, dtype=bool), np.zeros(most, dtype=bool)
         for number, name, committed in self._manifest.batches():
             self._known[number] = True
-            self._counted[number] = committed and name not in self._barred
+            self._counted[number] = committed and not self._barred(name)
 
     def _find_exact(self, sketches: Sketches, verdicts: Array) -> None:
         order = np.argsort(sketches.keys)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def judge_data(
     earlier = earlier_training(snapshot, REFERENCE_ROWS_MAX)
     report = run.path(DRIFT_REPORT)
     drift = drift_gate(config.drift, rows, earlier, report, first=stable_version() is None)
-    leakage = leakage_gate(config.leakage, [*rows, *earlier], evaluation.records())
+    leakage = leakage_gate(config.leakage, chain(rows, earlier), evaluation.records())
     return DataJudgement((drift, leakage.evidence), leakage.remove)
 
 

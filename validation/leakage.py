@@ -1,21 +1,27 @@
-"""Whether training rows repeat evaluation rows: exactly, or nearly (MinHash, then Jaccard)."""
+"""Whether training rows repeat evaluation rows: exactly, or nearly (sketches, then Jaccard)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.contracts import Evidence, Figure, Record
+from core.sketches import BANDS, Array, TextSketches, similarity, sketch_texts
 from validation.evidence import evidence, inconclusive, percent
 from validation.texts import asked, letters, shingles
 
 LEAKAGE = "leakage"
-PERMUTATIONS = 128
-BAND_ROWS = 8
-SEED = 42
 BATCH_ROWS = 5000
+MARGIN = 0.06
+"""Three standard errors of the estimate by which pairs are chosen for their exact similarity."""
+SAME_KEY_MAX = 200
+"""Most evaluation rows compared with a training row for one band key."""
+PAIRS_CHUNK = 1 << 15
 
 
 class LeakageConfig(BaseModel):
@@ -52,31 +58,50 @@ class LeakageReport:
     evidence: Evidence
     remove: frozenset[str]
 
-    def clean(self, training: Sequence[Record]) -> list[Record]:
+    def clean(self, training: Iterable[Record]) -> list[Record]:
         """The training rows without those to be left out."""
         return [record for record in training if record.record_id not in self.remove]
 
 
 def leakage_gate(
-    config: LeakageConfig, training: Sequence[Record], evaluation: Sequence[Record]
+    config: LeakageConfig, training: Iterable[Record], evaluation: Sequence[Record]
 ) -> LeakageReport:
     """Find training rows whose prompt repeats an evaluation row's prompt.
 
-    Standing (system) instructions are not compared. Recall for a pair at similarity_min 0.85 is
-    99 % (16 bands of 8 rows); every near pair is confirmed by its exact Jaccard similarity.
+    Standing (system) instructions are not compared. Of the pairs at a similarity of 0.85 the
+    sketches find more than 99.9 %; every near pair is confirmed by its exact Jaccard similarity.
+    Holds the evaluation rows and BATCH_ROWS training rows.
     """
-    if not training or not evaluation:
-        found = "training" if not training else "evaluation"
+    index = _Evaluation(config, evaluation)
+    rows, exact, near = 0, set[str](), set[str]()
+    leaked: set[int] = set()
+    remaining = iter(training)
+    while batch := list(islice(remaining, BATCH_ROWS)):
+        rows += len(batch)
+        for record, places, is_exact in index.repetitions(batch):
+            (exact if is_exact else near).add(record.record_id)
+            leaked |= places
+    if not rows or not evaluation:
+        found = "evaluation" if rows else "training"
         return LeakageReport(inconclusive(LEAKAGE, f"no {found} rows to compare"), frozenset())
-    exact = _exact_matches(training, evaluation)
-    near = _near_matches(config, training, evaluation, exact)
-    leaked = {place for places in (*exact.values(), *near.values()) for place in places}
-    remove = frozenset(exact) | frozenset(near)
-    leak_share = len(leaked) / len(evaluation)
-    removed_share = len(remove) / len(training)
+    return _judged(config, rows, len(evaluation), exact, near - exact, len(leaked))
+
+
+def _judged(
+    config: LeakageConfig,
+    rows: int,
+    evaluation_rows: int,
+    exact: set[str],
+    near: set[str],
+    leaked: int,
+) -> LeakageReport:
+    """Return the verdict on what was found. Pure."""
+    remove = frozenset(exact | near)
+    leak_share = leaked / evaluation_rows
+    removed_share = len(remove) / rows
     figures: dict[str, Figure] = {
-        "training_rows": len(training),
-        "evaluation_rows": len(evaluation),
+        "training_rows": rows,
+        "evaluation_rows": evaluation_rows,
         "exact": len(exact),
         "near": len(near),
         "leaked_share": leak_share,
@@ -102,59 +127,59 @@ def leakage_gate(
     return LeakageReport(outcome, remove if removed else frozenset())
 
 
-Matches = dict[str, set[int]]
-"""{training id: places of the evaluation rows that it repeats}."""
+class _Evaluation:
+    """The evaluation rows' prompts, ready for comparison."""
 
+    def __init__(self, config: LeakageConfig, evaluation: Sequence[Record]) -> None:
+        self._width, self._least = config.shingle_characters, config.similarity_min
+        self._texts = [letters(asked(record.messages)) for record in evaluation]
+        self._known: dict[str, set[int]] = defaultdict(set)
+        for place, (record, text) in enumerate(zip(evaluation, self._texts, strict=True)):
+            self._known["prompt " + text].add(place)
+            self._known["id " + record.record_id].add(place)
+        self._sketches = self._sketched(self._texts)
+        flat = self._sketches.bands.ravel()
+        self._owners = np.argsort(flat)
+        self._keys = flat[self._owners]
+        self._owners //= BANDS
+        self._shingles = cache(lambda place: shingles(self._texts[place], self._width))
 
-def _exact_matches(training: Sequence[Record], evaluation: Sequence[Record]) -> Matches:
-    """Equal prompts, and equal record ids."""
-    known: dict[str, set[int]] = defaultdict(set)
-    for place, record in enumerate(evaluation):
-        known["prompt " + letters(asked(record.messages))].add(place)
-        known["id " + record.record_id].add(place)
-    matches: Matches = {}
-    for record in training:
-        prompt = "prompt " + letters(asked(record.messages))
-        places = known.get(prompt, set()) | known.get("id " + record.record_id, set())
-        if places:
-            matches[record.record_id] = places
-    return matches
+    def repetitions(self, batch: Sequence[Record]) -> Iterator[tuple[Record, set[int], bool]]:
+        """Yield each repeating row, the places of the rows it repeats, and whether exactly."""
+        texts = [letters(asked(record.messages)) for record in batch]
+        rest: list[int] = []
+        for place, (record, text) in enumerate(zip(batch, texts, strict=True)):
+            ids = self._known.get("id " + record.record_id, set())
+            places = self._known.get("prompt " + text, set()) | ids
+            if places:
+                yield record, places, True
+            elif len(text) >= self._width:
+                rest.append(place)
+        near: dict[int, set[int]] = defaultdict(set)
+        for own, theirs in self._candidates(self._sketched([texts[place] for place in rest])):
+            ours = shingles(texts[rest[own]], self._width)
+            if _jaccard(ours, self._shingles(theirs)) >= self._least:
+                near[rest[own]].add(theirs)
+        for place, places in near.items():
+            yield batch[place], places, False
 
+    def _sketched(self, texts: Sequence[str]) -> TextSketches:
+        return sketch_texts(texts, self._width, self._width)
 
-def _near_matches(
-    config: LeakageConfig,
-    training: Sequence[Record],
-    evaluation: Sequence[Record],
-    exact: Matches,
-) -> Matches:
-    """Nearly equal prompts of training rows that are not in `exact`."""
-    index: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    sets = [shingles(asked(record.messages), config.shingle_characters) for record in evaluation]
-    for place, keys in enumerate(_band_keys(sets)):
-        for key in keys:
-            index[key].append(place)
-    rest = [record for record in training if record.record_id not in exact]
-    matches: Matches = {}
-    for start in range(0, len(rest), BATCH_ROWS):
-        batch = rest[start : start + BATCH_ROWS]
-        ours = [shingles(asked(item.messages), config.shingle_characters) for item in batch]
-        for record, own, keys in zip(batch, ours, _band_keys(ours), strict=True):
-            near = {place for key in keys for place in index.get(key, ())}
-            same = {x for x in near if _jaccard(own, sets[x]) >= config.similarity_min}
-            if same:
-                matches[record.record_id] = same
-    return matches
-
-
-def _band_keys(sets: Sequence[set[str]]) -> list[list[tuple[int, ...]]]:
-    """Band keys per set: two sets of Jaccard s share one with probability 1 - (1 - s^8)^16."""
-    from rensa import RMinHash
-
-    digests = RMinHash.digests_from_token_sets([sorted(s) for s in sets], PERMUTATIONS, SEED)
-    return [
-        [(band, *digest[band : band + BAND_ROWS]) for band in range(0, PERMUTATIONS, BAND_ROWS)]
-        for digest in digests
-    ]
+    def _candidates(self, sketches: TextSketches) -> Iterator[tuple[int, int]]:
+        """Yield pairs (row of the batch, evaluation row) that the sketches hold for similar."""
+        first = np.searchsorted(self._keys, sketches.bands.ravel(), side="left")
+        last = np.searchsorted(self._keys, sketches.bands.ravel(), side="right")
+        counts = np.minimum(last - first, SAME_KEY_MAX)
+        ours: Array = np.repeat(np.arange(len(counts)) // BANDS, counts)
+        starts = np.repeat(first - np.cumsum(counts) + counts, counts)
+        theirs = self._owners[starts + np.arange(len(starts))]
+        pairs = np.unique(np.stack([ours, theirs], axis=1), axis=0)
+        for start in range(0, len(pairs), PAIRS_CHUNK):
+            one, other = pairs[start : start + PAIRS_CHUNK].T
+            alike = similarity(sketches.signatures[one], self._sketches.signatures[other])
+            near = alike >= self._least - MARGIN
+            yield from zip(one[near].tolist(), other[near].tolist(), strict=True)
 
 
 def _jaccard(one: set[str], other: set[str]) -> float:

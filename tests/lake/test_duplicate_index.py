@@ -32,7 +32,7 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     ) -> DuplicateIndex:
         while indexes:
             indexes.pop().close()
-        indexes.append(DuplicateIndex(tmp_path / "index", config, barred))
+        indexes.append(DuplicateIndex(tmp_path / "index", config, barred.__contains__))
         return indexes[-1]
 
     yield opened_index
