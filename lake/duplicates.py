@@ -60,7 +60,8 @@ class DuplicateIndex:
     ) -> None:
         """Open the index; batches that are `barred` by name do not count as history.
 
-        Raises ConflictError if another process uses it. Staged batches of an earlier process count for nothing before `recover`.
+        Raises ConflictError if another process uses it. What an earlier process staged counts for
+        nothing before `recover`.
         """
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
