@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
+LITELLM := .venv-litellm
+LITELLM_STAMP := $(LITELLM)/.installed
 DISK_GIB_MIN := 8
 # What the tests drive for real, as command:package of Debian and Ubuntu.
 PROGRAMS := kubectl:kubernetes-client postgres:postgresql chromium:chromium \
@@ -36,7 +38,7 @@ export UV_HTTP_TIMEOUT ?= 180
 # Without cached bytecode every process compiles what it imports anew: half of a short run's work.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test test-slow test-vllm chaos programs up down check bench lock clean platform
+.PHONY: help install run test test-slow test-vllm litellm chaos programs up down check bench lock clean platform
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +54,8 @@ test-slow: programs $(STAMP) ## run the tests that take longer than `make test` 
 
 test-vllm: $(STAMP) $(VLLM_STAMP) ## run the tests of the vllm engine, on a CPU in an environment of its own
 	@$(BIN)/python -m pytest -m vllm $(ARGS)
+
+litellm: $(LITELLM_STAMP) ## install LiteLLM's proxy, with which benchmarks/gateway.py compares
 
 chaos: $(STAMP) ## kill, stop, fill and race real processes at every boundary; prints a table
 	@$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos' -q $(ARGS)
@@ -83,6 +87,8 @@ lock: $(BIN)/uv ## resolve pyproject.toml into the two locks anew
 		--output-file requirements.lock
 	@$(BIN)/uv pip compile --group pyproject.toml:vllm --quiet --no-header --no-annotate \
 		--python-version 3.11 $(FIND_LINKS) $(ARGS) --output-file requirements-vllm.lock
+	@$(BIN)/uv pip compile --group pyproject.toml:litellm --quiet --no-header --no-annotate \
+		--python-version 3.11 $(ARGS) --output-file requirements-litellm.lock
 	@sed -i -E 's/^(torch==[0-9.]+)\+.*/\1/; /^nvidia-ml-py==/b; /^(triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+)==/d' \
 		requirements.lock requirements-vllm.lock
 
@@ -120,4 +126,9 @@ $(VLLM_STAMP): requirements-vllm.lock | $(STAMP)
 	@$(BIN)/python -m venv --without-pip $(VLLM)
 	@$(BIN)/uv pip install --python $(VLLM)/bin/python --no-deps $(FIND_LINKS) \
 		$(if $(FIND_LINKS),,--torch-backend cpu) -r requirements-vllm.lock
+	@touch $@
+
+$(LITELLM_STAMP): requirements-litellm.lock | $(STAMP)
+	@$(BIN)/python -m venv --without-pip $(LITELLM)
+	@$(BIN)/uv pip install --python $(LITELLM)/bin/python -r requirements-litellm.lock
 	@touch $@
