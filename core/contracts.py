@@ -61,6 +61,18 @@ class Rejection:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class IntakeEvidence:
+    """What an intake leaves for the contract's report, without any text.
+
+    `batches`: rows, refused and the rows by reason of each; `sample`: a seeded draw of rows as the
+    contract saw them (types, lengths, ...), each with the `reason` it was refused for, or "".
+    """
+
+    batches: tuple[Mapping[str, Any], ...] = ()
+    sample: tuple[Mapping[str, Any], ...] = ()
+
+
 Answer = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
 """answer(prompts) -> answers, in the same order: how validation asks a model without a socket."""
 

@@ -4,11 +4,13 @@ Knows batches and their order; how a block is prepared, preparation.py knows.
 """
 
 import logging
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from core.contracts import IntakeEvidence
 from core.digests import digest_json
 from core.errors import ConflictError, InputError
 from lake.config import IngestConfig
@@ -23,6 +26,7 @@ from lake.known import DigestSet, prefixes_of, prefixes_of_texts
 from lake.log import METADATA_KEY, BatchEntry, FileState, VersionEntry, batch_name, file_states
 from lake.preparation import (
     CheckRows,
+    DescribeRows,
     Intake,
     PreparedBlock,
     after_rows,
@@ -37,6 +41,7 @@ Verdict = Literal["new", "exact", "near"]
 TAKEN_ID = "the record id stands in this file for another content"
 PARALLEL_BYTES_MIN = 32 << 20
 """Smaller files are taken in by one process: starting others takes longer."""
+SAMPLED_ROWS_MAX, SAMPLED_ROWS_HELD = 5000, 50_000
 LOG = logging.getLogger("serin.ingestion")
 
 
@@ -94,8 +99,9 @@ def take_in(
     check: CheckRows,
     flagged: Collection[int] = (),
     watch: Watch | None = None,
-) -> tuple[VersionEntry, bool]:
-    """Bring one day file in, batch by batch; return it, and whether it was there already.
+    describe: DescribeRows | None = None,
+) -> tuple[VersionEntry, IntakeEvidence | None]:
+    """Bring one day file in, batch by batch; return it and the evidence, None if it was there.
 
     A file that a kill left half in goes on after its last batch. Raises InputError for a wrong
     mapping or a file that changes while it is read, ConflictError when another process wrote first.
@@ -106,7 +112,7 @@ def take_in(
         states = file_states(tables.history())
         state = states.get(file_digest, FileState())
         if state.whole:
-            return state.entry(), True
+            return state.entry(), None
         refused = file_states(tables.history(QUARANTINE))
         settings = settings_digest(config)
         state = _resumable(tables, day_file, state, refused.get(file_digest), settings)
@@ -120,13 +126,14 @@ def take_in(
             config=config,
             check=check,
             judged_at=state.judged_at or float(int(time.time())),
+            describe=describe,
         )
         run = _Run(tables, intake, state, settings, KnownDigests(tables, barred), day_file, stamp)
         run.take(not any(entry.kept for entry in whole), watch)
         state = file_states(tables.history()).get(file_digest, FileState())
         if not state.whole:
             raise ConflictError(f"the commit of {day_file.name} is not in the log; run again")
-        return state.entry(), False
+        return state.entry(), run.evidence()
 
 
 def settings_digest(config: IngestConfig) -> str:
@@ -184,6 +191,7 @@ class _Batch:
     def __init__(self, tables: Tables, intake: Intake, name: str) -> None:
         self.name = name
         self.blocks = self.rows_in = self.duplicates = self.size_bytes = 0
+        self.reasons: Counter[str] = Counter()
         self.records = tables.part_files(RECORDS, intake.day, name)
         self.refused = tables.part_files(QUARANTINE, intake.day, name)
 
@@ -210,6 +218,8 @@ class _Run:
         self._settings, self._index = settings, index
         self._day_file, self._stamp = day_file, stamp
         self._rows = sum(batch.rows_in for batch in state.batches)
+        self._batches: list[dict[str, Any]] = []
+        self._sample: list[Mapping[str, Any]] = []
         self.progress = Progress(day_file.name, size_bytes=day_file.size_bytes)
         self._ids = DigestSet()
         if state.batches:
@@ -239,6 +249,12 @@ class _Run:
         finally:
             batch.close()
 
+    def evidence(self) -> IntakeEvidence:
+        """Return what this run leaves for the contract's report: a bounded draw of the rows."""
+        draw = random.Random(self._intake.file_digest)
+        chosen = draw.sample(self._sample, min(SAMPLED_ROWS_MAX, len(self._sample)))
+        return IntakeEvidence(tuple(self._batches), tuple(chosen))
+
     def _begin(self, number: int) -> _Batch:
         name = batch_name(self._intake.file_digest, self._state.attempt, number)
         return _Batch(self._tables, self._intake, name)
@@ -260,6 +276,10 @@ class _Run:
         batch.blocks += 1
         batch.size_bytes += block.size_bytes
         batch.duplicates += records.num_rows - new.num_rows
+        batch.reasons.update(block.reasons)
+        self._sample += block.sample
+        if len(self._sample) > SAMPLED_ROWS_HELD:
+            self._sample = list(self.evidence().sample)
         told = self.progress
         self.progress = replace(
             told,
@@ -297,6 +317,9 @@ class _Run:
         if batch.refused.rows:
             self._tables.commit(QUARANTINE, batch.refused, metadata, int(intake.judged_at))
         self._tables.commit(RECORDS, batch.records, metadata, int(intake.judged_at))
+        self._batches.append(
+            {"rows": batch.rows_in, "refused": batch.refused.rows, "reasons": dict(batch.reasons)}
+        )
         for block in range(batch.blocks):
             self._index.commit(f"{batch.name}#{block}")
 

@@ -4,7 +4,9 @@ A block needs nothing but itself and the file's Intake, so blocks may be prepare
 any order; which of their rows the lake already has, ingestion.py asks afterwards.
 """
 
-from collections.abc import Callable, Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,14 +17,17 @@ import pyarrow.compute as pc
 
 from core.contracts import Rejection
 from core.errors import InputError
-from lake.cleaning import CleanRow, clean, held_out, scrub_many, shape
+from lake.cleaning import CleanRow, ShapedRow, clean, held_out, scrub_many, shape
 from lake.config import IngestConfig
 from lake.readers import RawBlock, RawRow
 from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
 
 CheckRows = Callable[[list[dict[str, Any]], float], list[Rejection]]
 """check(rows in the lake's form, now in seconds) -> the rows that break the record contract."""
+DescribeRows = Callable[[list[dict[str, Any]], float], Mapping[str, Sequence[Any]]]
+"""describe(rows, now) -> what the contract looks at, by column and without any text."""
 QUARANTINE_TEXT_MAX = 2000
+SAMPLED_ROWS_PER_BLOCK = 50
 NAMES_SHOWN_MAX = 12
 PLACED_SCHEMA = RECORDS_SCHEMA.append(pa.field("offset", pa.int64())).append(
     pa.field("length", pa.int64())
@@ -44,6 +49,7 @@ class Intake:
     config: IngestConfig
     check: CheckRows
     judged_at: float
+    describe: DescribeRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,8 @@ class PreparedBlock:
     """What one block comes to: rows_in = records + refused, always.
 
     `records` has PLACED_SCHEMA, `refused` QUARANTINE_SCHEMA; their `row` counts from 1 in the
-    block.
+    block. `reasons` counts the rows that broke each rule of the contract; `sample` is a seeded draw
+    of rows as IntakeEvidence has them.
     """
 
     rows_in: int
@@ -59,6 +66,8 @@ class PreparedBlock:
     position: int
     records: pa.RecordBatch
     refused: pa.RecordBatch
+    reasons: Mapping[str, int]
+    sample: tuple[dict[str, Any], ...] = ()
 
 
 def prepare_block(block: RawBlock, intake: Intake, fields_required: bool = False) -> PreparedBlock:
@@ -76,6 +85,8 @@ def prepare_block(block: RawBlock, intake: Intake, fields_required: bool = False
     shaped = [shape(row.value, config.mapping) for row in decoded if row.value is not None]
     found = intake.check([row.checked for row in shaped], intake.judged_at) if shaped else []
     reasons = {item.index: item.reason for item in found}
+    counts = Counter(reason for item in found for reason in item.reason.split("; "))
+    sample = _sample(shaped, reasons, intake, block.offset)
     for index, row in enumerate(shaped):
         if row.turns is None:
             reasons.setdefault(index, "the turns are malformed")
@@ -94,6 +105,25 @@ def prepare_block(block: RawBlock, intake: Intake, fields_required: bool = False
         position=block.position,
         records=_records(kept, intake),
         refused=_refusals(refused, intake),
+        reasons=counts,
+        sample=sample,
+    )
+
+
+def _sample(
+    shaped: Sequence[ShapedRow], reasons: Mapping[int, str], intake: Intake, offset: int
+) -> tuple[dict[str, Any], ...]:
+    if intake.describe is None or not shaped:
+        return ()
+    draw = random.Random(f"{intake.file_digest}:{offset}")
+    chosen = draw.sample(range(len(shaped)), min(SAMPLED_ROWS_PER_BLOCK, len(shaped)))
+    columns = intake.describe([shaped[index].checked for index in chosen], intake.judged_at)
+    return tuple(
+        {
+            **{name: column[place] for name, column in columns.items()},
+            "reason": reasons.get(row, ""),
+        }
+        for place, row in enumerate(chosen)
     )
 
 

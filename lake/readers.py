@@ -47,6 +47,11 @@ class RawBlock(msgspec.Struct, frozen=True):
     rows: tuple[RawRow, ...] = ()
     position: int = 0
 
+    @property
+    def offset(self) -> int:
+        """Where in the decompressed file the block begins (for Parquet its first row)."""
+        return self.lines.offset if self.lines is not None else self.rows[0].offset
+
     def decoded(self, row_bytes_max: int) -> list[RawRow]:
         """Return the rows, numbered from 1."""
         rows = list(self.rows if self.lines is None else _json_rows(self.lines, row_bytes_max))

@@ -5,16 +5,16 @@ How a row becomes good, preparation.py knows; how a file comes in, ingestion.py.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import pyarrow.dataset as ds
 
-from core.contracts import Message, Record
+from core.contracts import IntakeEvidence, Message, Record
 from lake.ingestion import Watch, take_in
 from lake.log import VersionEntry, file_states
-from lake.preparation import CheckRows
+from lake.preparation import CheckRows, DescribeRows
 from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile, IngestConfig
 from lake.tables import Tables
@@ -29,7 +29,7 @@ class IngestReport:
     """What became of one day file. rows_in = kept + duplicates + quarantined, always.
 
     `version` is the Delta version of `records` that holds its rows; with `already_ingested` the
-    figures are those of the first time.
+    figures are those of the first time, and there is no `evidence`.
     """
 
     day: str
@@ -39,6 +39,7 @@ class IngestReport:
     quarantined: int
     already_ingested: bool
     version: int
+    evidence: IntakeEvidence | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +85,26 @@ class Lake(Tables):
         check: CheckRows,
         flagged: Collection[int] = (),
         watch: Watch | None = None,
+        describe: DescribeRows | None = None,
     ) -> IngestReport:
         """Bring one day file in: it is a version when all of it is in, and nothing before.
 
         The same bytes again add nothing. A row whose content an earlier day has is a duplicate,
         unless that day's version is `flagged`: else a corrected file could never replace a
-        poisoned one. `watch` is told of the progress. Raises InputError for a wrong mapping or a
+        poisoned one. `watch` is told of the progress; with `describe` the report has evidence of
+        what the contract saw. Raises InputError for a wrong mapping or a
         file that changes while it is read, ConflictError when another process wrote first.
         """
-        entry, already = take_in(self, day_file, config, check, flagged, watch)
+        entry, evidence = take_in(self, day_file, config, check, flagged, watch, describe)
         return IngestReport(
             day=entry.day,
             rows_in=entry.rows_in,
             kept=entry.kept,
             duplicates=entry.duplicates,
             quarantined=entry.quarantined,
-            already_ingested=already,
+            already_ingested=evidence is None,
             version=entry.version,
+            evidence=evidence,
         )
 
     def rows(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from core.contracts import Figure, Record, SnapshotRef
+from core.contracts import Figure, IntakeEvidence, Record, SnapshotRef
 from core.errors import InputError
 from core.settings import Settings
 from lake.config import IngestConfig
@@ -70,7 +70,7 @@ def snapshots_folder() -> Path:
 @stage("ingest", retries=2)
 def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
     """Read the day files into the lake through the record contract; known files add nothing."""
-    from validation.records import check_rows
+    from validation.records import check_rows, describe
 
     lake = open_lake()
     excluded = [config.evaluation.uri] if config.evaluation.uri else []
@@ -82,7 +82,27 @@ def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
     for name in listing.left_out:
         LOG.info("%s  not a day: %s", run.label, name)
     flagged = flagged_versions(snapshots_folder())
-    return Arrived(tuple(lake.ingest_day(file, config, check_rows, flagged) for file in files))
+    arrived = Arrived(
+        tuple(
+            lake.ingest_day(file, config, check_rows, flagged, describe=describe) for file in files
+        )
+    )
+    report_contract(run, arrived)
+    return arrived
+
+
+def report_contract(run: DayRun, arrived: Arrived) -> None:
+    """Write the contract's report for people, if any rows came in, into the run's folder."""
+    from validation.contract_report import write_contract_report
+
+    found = [report.evidence for report in arrived.reports if report.evidence is not None]
+    if found:
+        evidence = IntakeEvidence(
+            batches=tuple(batch for part in found for batch in part.batches),
+            sample=tuple(row for part in found for row in part.sample),
+        )
+        report = write_contract_report(evidence, Path(run.folder))
+        LOG.info("%s  record contract: %s", run.label, report.path)
 
 
 @stage("snapshot", retries=1)
