@@ -22,7 +22,7 @@ SLICE_DEFAULT = "all"
 EPOCH_SECONDS_MIN, EPOCH_MILLISECONDS_MIN = 1e8, 1e11
 RECORD_ID_LENGTH = 32
 HASH_BYTES = 8
-CONTROL = {ord(c): None for c in map(chr, [*range(32), *range(127, 160)]) if c not in "\n\t"}
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 KANA = re.compile(r"[\u3040-\u30ff]")
 HANGUL = re.compile(r"[\uac00-\ud7af]")
@@ -143,18 +143,18 @@ def normalise(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    return text.translate(CONTROL).strip().strip("\ufeff")
+    if not text.isprintable():
+        text = CONTROL.sub("", text)
+    return text.strip().strip("\ufeff")
 
 
 def language_of(text: str) -> str:
     """Tell the language by the script: zh, ja, ko, ru, else en (any Latin script)."""
     if text.isascii():
         return "en"
-    counts = {
-        "zh": len(CJK.findall(text)),
-        "ko": len(HANGUL.findall(text)),
-        "ru": len(CYRILLIC.findall(text)),
-    }
+    counts = {"zh": len(CJK.findall(text))}
+    if counts["zh"] * 2 < len(text):
+        counts |= {"ko": len(HANGUL.findall(text)), "ru": len(CYRILLIC.findall(text))}
     # A Chinese word says as much as several Latin letters, so a quarter of the text is enough.
     best = max(counts, key=lambda name: counts[name])
     if counts[best] * 4 < len(text):

@@ -7,13 +7,13 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -22,7 +22,9 @@ from core.contracts import IntakeEvidence
 from core.digests import digest_json
 from core.errors import ConflictError, InputError
 from lake.config import IngestConfig
-from lake.known import DigestSet, prefixes_of, prefixes_of_texts
+from lake.duplicates import DuplicateIndex
+from lake.index import joined, look_name, opened_index
+from lake.known import DigestSet, prefixes_of_texts
 from lake.log import METADATA_KEY, BatchEntry, FileState, VersionEntry, batch_name, file_states
 from lake.preparation import (
     CheckRows,
@@ -37,24 +39,13 @@ from lake.sources import DayFile, day_blocks
 from lake.tables import Tables
 from lake.workers import prepared_blocks
 
-Verdict = Literal["new", "exact", "near"]
 TAKEN_ID = "the record id stands in this file for another content"
+LOOK_BYTES = 32 << 20
+"""Raw bytes whose rows are looked up in the duplicate index at once; held in memory until then."""
 PARALLEL_BYTES_MIN = 32 << 20
 """Smaller files are taken in by one process: starting others takes longer."""
 SAMPLED_ROWS_MAX, SAMPLED_ROWS_HELD = 5000, 50_000
 LOG = logging.getLogger("serin.ingestion")
-
-
-class DuplicateIndex(Protocol):
-    """What the lake has already, by content. A batch counts once its commit is known."""
-
-    def look(self, batch: str, digests: Sequence[str]) -> list[Verdict]:
-        """Judge rows against history, this run's earlier batches and each other; stage them."""
-        ...
-
-    def commit(self, batch: str) -> None:
-        """Make a batch history, after its commit in Delta."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +64,6 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-class KnownDigests:
-    """The duplicate index of a small lake: digests in memory, read anew from the records table."""
-
-    def __init__(self, tables: Tables, barred: Collection[str]) -> None:
-        condition = ~ds.field("file_digest").isin(sorted(barred)) if barred else None
-        parts = [np.empty(0, dtype=np.uint64)]
-        for batch in tables.columns(["content_digest"], condition):
-            parts.append(prefixes_of(batch.column("content_digest").to_pylist()))
-        self._digests = DigestSet(np.concatenate(parts))
-
-    def look(self, batch: str, digests: Sequence[str]) -> list[Verdict]:
-        """See DuplicateIndex."""
-        new = self._digests.add(prefixes_of(digests)).tolist()
-        return ["new" if is_new else "exact" for is_new in new]
-
-    def commit(self, batch: str) -> None:
-        """Nothing is staged: the next run reads the table again."""
-
-
 def take_in(
     tables: Tables,
     day_file: DayFile,
@@ -100,6 +72,7 @@ def take_in(
     flagged: Collection[int] = (),
     watch: Watch | None = None,
     describe: DescribeRows | None = None,
+    index_folder: Path | None = None,
 ) -> tuple[VersionEntry, IntakeEvidence | None]:
     """Bring one day file in, batch by batch; return it and the evidence, None if it was there.
 
@@ -128,8 +101,12 @@ def take_in(
             judged_at=state.judged_at or float(int(time.time())),
             describe=describe,
         )
-        run = _Run(tables, intake, state, settings, KnownDigests(tables, barred), day_file, stamp)
-        run.take(not any(entry.kept for entry in whole), watch)
+        alive = {digest: found for digest, found in states.items() if found.whole}
+        with opened_index(
+            tables, config.duplicates, {**alive, file_digest: state}, barred, index_folder
+        ) as index:
+            run = _Run(tables, intake, state, settings, index, day_file, stamp)
+            run.take(not any(entry.kept for entry in whole), watch)
         state = file_states(tables.history()).get(file_digest, FileState())
         if not state.whole:
             raise ConflictError(f"the commit of {day_file.name} is not in the log; run again")
@@ -140,7 +117,7 @@ def settings_digest(config: IngestConfig) -> str:
     """Return a digest of all settings on which a file's rows and batches depend."""
     names = {
         "mapping", "held_out_share", "scrub", "batch_rows", "batch_bytes_max", "row_bytes_max",
-        "commit_bytes",
+        "commit_bytes", "duplicates",
     }  # fmt: skip
     return digest_json(config.model_dump(mode="json", include=names))
 
@@ -190,10 +167,21 @@ class _Batch:
 
     def __init__(self, tables: Tables, intake: Intake, name: str) -> None:
         self.name = name
-        self.blocks = self.rows_in = self.duplicates = self.size_bytes = 0
+        self.blocks = self.looks = self.rows_in = self.size_bytes = 0
+        self.duplicates = self.near = 0
+        self.waiting: list[PreparedBlock] = []
         self.reasons: Counter[str] = Counter()
         self.records = tables.part_files(RECORDS, intake.day, name)
         self.refused = tables.part_files(QUARANTINE, intake.day, name)
+
+    def add(self, block: PreparedBlock) -> None:
+        """Count a block and write what it refused; its records wait to be looked up."""
+        self.waiting.append(block)
+        self.refused.write(block.refused)
+        self.reasons.update(block.reasons)
+        self.blocks += 1
+        self.rows_in += block.rows_in
+        self.size_bytes += block.size_bytes
 
     def close(self) -> None:
         """Finish the files that are being written; without a commit nobody sees them."""
@@ -260,23 +248,13 @@ class _Run:
         return _Batch(self._tables, self._intake, name)
 
     def _add(self, batch: _Batch, block: PreparedBlock) -> None:
-        """Deduplicate a block's rows and write what stays."""
-        records = after_rows(block.records, self._rows)
-        refused = after_rows(block.refused, self._rows)
-        digests = records.column("content_digest").to_pylist()
-        verdicts = self._index.look(f"{batch.name}#{batch.blocks}", digests) if digests else []
-        new = records.filter(pa.array([verdict == "new" for verdict in verdicts], pa.bool_()))
-        fresh = pa.array(self._ids.add(prefixes_of_texts(new.column("record_id").to_pylist())))
-        batch.records.write(new.filter(fresh))
-        batch.refused.write(refused)
-        taken = _taken(new.filter(pc.invert(fresh)), self._intake)
-        batch.refused.write(taken)
+        block = replace(
+            block,
+            records=after_rows(block.records, self._rows),
+            refused=after_rows(block.refused, self._rows),
+        )
         self._rows += block.rows_in
-        batch.rows_in += block.rows_in
-        batch.blocks += 1
-        batch.size_bytes += block.size_bytes
-        batch.duplicates += records.num_rows - new.num_rows
-        batch.reasons.update(block.reasons)
+        batch.add(block)
         self._sample += block.sample
         if len(self._sample) > SAMPLED_ROWS_HELD:
             self._sample = list(self.evidence().sample)
@@ -284,10 +262,33 @@ class _Run:
         self.progress = replace(
             told,
             rows_in=told.rows_in + block.rows_in,
-            duplicates=told.duplicates + records.num_rows - new.num_rows,
-            quarantined=told.quarantined + refused.num_rows + taken.num_rows,
+            quarantined=told.quarantined + block.refused.num_rows,
             decoded_bytes=told.decoded_bytes + block.size_bytes,
             position=block.position,
+        )
+        if sum(part.size_bytes for part in batch.waiting) >= LOOK_BYTES:
+            self._settle(batch)
+
+    def _settle(self, batch: _Batch) -> None:
+        """Deduplicate the rows that wait and write what stays."""
+        if not batch.waiting:
+            return
+        rows = pa.concat_batches([block.records for block in batch.waiting])
+        sketches = joined([block.sketches for block in batch.waiting])
+        batch.waiting = []
+        verdicts = self._index.look(look_name(batch.name, batch.looks), sketches)
+        new = rows.filter(pa.array([verdict == "new" for verdict in verdicts], pa.bool_()))
+        fresh = pa.array(self._ids.add(prefixes_of_texts(new.column("record_id").to_pylist())))
+        batch.records.write(new.filter(fresh))
+        taken = _taken(new.filter(pc.invert(fresh)), self._intake)
+        batch.refused.write(taken)
+        batch.looks += 1
+        batch.duplicates += rows.num_rows - new.num_rows
+        batch.near += verdicts.count("near")
+        self.progress = replace(
+            self.progress,
+            duplicates=self.progress.duplicates + rows.num_rows - new.num_rows,
+            quarantined=self.progress.quarantined + taken.num_rows,
         )
 
     def _commit(self, batch: _Batch, number: int, last: bool) -> None:
@@ -295,6 +296,7 @@ class _Run:
 
         That one judges the same rows alike, and finds the first of the two commits done.
         """
+        self._settle(batch)
         if self._day_file.stamp() != self._stamp:
             raise InputError(f"{self._day_file.url} changed while it was read; run again")
         intake = self._intake
@@ -309,6 +311,8 @@ class _Run:
             index=number,
             last=last,
             blocks=batch.blocks,
+            looks=batch.looks,
+            near=batch.near,
             settings=self._settings,
             judged_at=intake.judged_at,
             mapping=intake.config.mapping.model_dump(exclude_defaults=True),
@@ -317,11 +321,11 @@ class _Run:
         if batch.refused.rows:
             self._tables.commit(QUARANTINE, batch.refused, metadata, int(intake.judged_at))
         self._tables.commit(RECORDS, batch.records, metadata, int(intake.judged_at))
+        for look in range(batch.looks):
+            self._index.commit(look_name(batch.name, look))
         self._batches.append(
             {"rows": batch.rows_in, "refused": batch.refused.rows, "reasons": dict(batch.reasons)}
         )
-        for block in range(batch.blocks):
-            self._index.commit(f"{batch.name}#{block}")
 
 
 def _taken(rows: pa.RecordBatch, intake: Intake) -> pa.RecordBatch:

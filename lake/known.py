@@ -1,4 +1,4 @@
-"""Which contents the lake already has: a set of digests in memory, read from the records table."""
+"""A set of digests in memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 Prefixes = np.ndarray[Any, np.dtype[np.uint64]]
-PREFIX_HEX = 16
 LEVEL_GROWTH = 4
 
 
@@ -38,12 +37,6 @@ class DigestSet:
             last = self._levels.pop()
             self._levels[-1] = np.sort(np.concatenate([self._levels[-1], last]))
         return new
-
-
-def prefixes_of(digests: Sequence[str]) -> Prefixes:
-    """Return the first 64 bits of hexadecimal digests."""
-    raw = bytes.fromhex("".join([digest[:PREFIX_HEX] for digest in digests]))
-    return np.frombuffer(raw, dtype=">u8").astype(np.uint64)
 
 
 def prefixes_of_texts(texts: Sequence[str]) -> Prefixes:

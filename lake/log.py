@@ -19,7 +19,8 @@ DISCARDED_KEY = "serin_discarded"
 class BatchEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One commit of a day file, as its metadata in the Delta log.
 
-    `blocks` raw blocks of the file went into it; `settings` is the digest of all that its rows
+    `blocks` raw blocks of the file went into it and `looks` parts into the duplicate index; `near`
+    of the duplicates are near ones; `settings` is the digest of all that its rows
     depend on beside the bytes. Lakes of before have only the first seven and one commit a file.
     """
 
@@ -33,6 +34,8 @@ class BatchEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int = 0
     last: bool = True
     blocks: int = 0
+    looks: int = 0
+    near: int = 0
     settings: str = ""
     judged_at: float = 0
     mapping: dict[str, Any] = {}
@@ -50,6 +53,7 @@ class VersionEntry:
     kept: int
     duplicates: int
     quarantined: int
+    near_duplicates: int = 0
     mapping: FieldMapping | None = None
 
 
@@ -79,6 +83,7 @@ class FileState:
             kept=sum(batch.kept for batch in self.batches),
             duplicates=sum(batch.duplicates for batch in self.batches),
             quarantined=sum(batch.quarantined for batch in self.batches),
+            near_duplicates=sum(batch.near for batch in self.batches),
             mapping=FieldMapping(**last.mapping) if last.mapping else None,
         )
 

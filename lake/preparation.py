@@ -19,8 +19,10 @@ from core.contracts import Rejection
 from core.errors import InputError
 from lake.cleaning import CleanRow, ShapedRow, clean, held_out, scrub_many, shape
 from lake.config import IngestConfig
+from lake.index import index_row
 from lake.readers import RawBlock, RawRow
 from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
+from lake.sketches import IndexRow, Sketches, sketch
 
 CheckRows = Callable[[list[dict[str, Any]], float], list[Rejection]]
 """check(rows in the lake's form, now in seconds) -> the rows that break the record contract."""
@@ -57,8 +59,8 @@ class PreparedBlock:
     """What one block comes to: rows_in = records + refused, always.
 
     `records` has PLACED_SCHEMA, `refused` QUARANTINE_SCHEMA; their `row` counts from 1 in the
-    block. `reasons` counts the rows that broke each rule of the contract; `sample` is a seeded draw
-    of rows as IntakeEvidence has them.
+    block. `sketches` are those of the records. `reasons` counts the rows that broke each rule of
+    the contract; `sample` is a seeded draw of rows as IntakeEvidence has them.
     """
 
     rows_in: int
@@ -66,6 +68,7 @@ class PreparedBlock:
     position: int
     records: pa.RecordBatch
     refused: pa.RecordBatch
+    sketches: Sketches
     reasons: Mapping[str, int]
     sample: tuple[dict[str, Any], ...] = ()
 
@@ -105,6 +108,7 @@ def prepare_block(block: RawBlock, intake: Intake, fields_required: bool = False
         position=block.position,
         records=_records(kept, intake),
         refused=_refusals(refused, intake),
+        sketches=sketch([_index_row(row) for _, row in kept], config.duplicates),
         reasons=counts,
         sample=sample,
     )
@@ -168,6 +172,10 @@ def _records(kept: list[tuple[RawRow, CleanRow]], intake: Intake) -> pa.RecordBa
         "length": [raw.length for raw, _ in kept],
     }
     return pa.RecordBatch.from_pydict(columns, schema=PLACED_SCHEMA)
+
+
+def _index_row(row: CleanRow) -> IndexRow:
+    return index_row(row.messages, row.response, row.content_digest)
 
 
 def _refusals(refused: list[tuple[RawRow, str]], intake: Intake) -> pa.RecordBatch:

@@ -6,6 +6,7 @@ How a row becomes good, preparation.py knows; how a file comes in, ingestion.py.
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,8 +29,9 @@ READ_BATCH_ROWS = 10_000
 class IngestReport:
     """What became of one day file. rows_in = kept + duplicates + quarantined, always.
 
-    `version` is the Delta version of `records` that holds its rows; with `already_ingested` the
-    figures are those of the first time, and there is no `evidence`.
+    Of the duplicates `near_duplicates` are only alike. `version` is the Delta version of `records`
+    with which all its rows were in; with `already_ingested` the figures are those of the first
+    time, and there is no `evidence`.
     """
 
     day: str
@@ -39,6 +41,7 @@ class IngestReport:
     quarantined: int
     already_ingested: bool
     version: int
+    near_duplicates: int = 0
     evidence: IntakeEvidence | None = field(default=None, compare=False, repr=False)
 
 
@@ -65,7 +68,19 @@ class RetentionPlan:
 
 
 class Lake(Tables):
-    """The lake below one path or object-store URL: what came in, and what is in it."""
+    """The lake below one path or object-store URL: what came in, and what is in it.
+
+    `index_folder` is where the duplicate index lies; default: in the lake's own folder.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        storage_options: Mapping[str, str] | None = None,
+        index_folder: Path | None = None,
+    ) -> None:
+        super().__init__(uri, storage_options)
+        self.index_folder = index_folder
 
     def head_version(self) -> int | None:
         """Return the newest version of `records`, or None before the first day."""
@@ -95,7 +110,9 @@ class Lake(Tables):
         what the contract saw. Raises InputError for a wrong mapping or a
         file that changes while it is read, ConflictError when another process wrote first.
         """
-        entry, evidence = take_in(self, day_file, config, check, flagged, watch, describe)
+        entry, evidence = take_in(
+            self, day_file, config, check, flagged, watch, describe, self.index_folder
+        )
         return IngestReport(
             day=entry.day,
             rows_in=entry.rows_in,
@@ -104,6 +121,7 @@ class Lake(Tables):
             quarantined=entry.quarantined,
             already_ingested=evidence is None,
             version=entry.version,
+            near_duplicates=entry.near_duplicates,
             evidence=evidence,
         )
 

@@ -1,5 +1,6 @@
 """Blocks prepared in this process or in several, in order, a bounded number ahead of their use."""
 
+import gc
 import multiprocessing
 import os
 import threading
@@ -13,6 +14,8 @@ from lake.readers import RawBlock
 
 BLOCKS_AHEAD = 2
 """Blocks that wait or are at work for each process: more are not read before one is done."""
+
+GC_OBJECTS = 100_000
 
 
 def prepared_blocks(
@@ -29,7 +32,7 @@ def prepared_blocks(
             fields_required = False
         return
     pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_work
     )
     pending: deque[Future[PreparedBlock]] = deque()
     try:
@@ -44,8 +47,12 @@ def prepared_blocks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Leave no worker behind when the parent is killed: it would wait for work for ever."""
+def _begin_work() -> None:
+    """Leave no worker behind when the parent is killed: it would wait for work for ever.
+
+    Blocks make many objects and no cycles, so the collector looks seldom.
+    """
+    gc.set_threshold(GC_OBJECTS, 50, 50)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

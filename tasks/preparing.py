@@ -53,7 +53,8 @@ class Evaluation:
 
 def open_lake() -> Lake:
     """Open the lake that the settings name."""
-    return Lake(Settings.read().lake_uri)
+    settings = Settings.read()
+    return Lake(settings.lake_uri, index_folder=settings.folder("duplicates"))
 
 
 def earlier_training(snapshot: SnapshotRef, rows_max: int) -> list[Record]:

@@ -1,9 +1,6 @@
 """One day file is one commit, all of it or nothing, and every row is accounted for."""
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,63 +136,6 @@ def test_a_wrong_mapping_is_an_error_on_the_first_day_only(
     assert lake.versions() == []
     lake.ingest_day(day_of(write_day(1, make_rows(20))), config, plain_check)
     assert lake.ingest_day(day_of(write_day(2, other)), config, plain_check).quarantined == 3
-
-
-INGEST_PROGRAM = """
-import os, signal, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from lake_rows import MAPPING, plain_check
-from lake.sources import IngestConfig, list_days
-from lake.table import Lake
-
-calls = 0
-def check(rows, now_seconds):
-    global calls
-    calls += 1
-    if {where!r} == "reading" and calls == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return plain_check(rows)
-
-class Killed(Lake):
-    def commit(self, name, *rest):
-        if {where!r} == "between the commits" and name == "records":
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().commit(name, *rest)
-
-config = IngestConfig(data="x", mapping=MAPPING, batch_rows=10)
-Killed({lake!r}).ingest_day(list_days({path!r}).days[0], config, check)
-"""
-
-
-@pytest.mark.parametrize("where", ["reading", "between the commits"])
-def test_a_killed_ingest_that_runs_again_neither_loses_nor_doubles_rows(
-    lake: Lake, config: IngestConfig, data: Path, where: str
-) -> None:
-    path = data / "day-1.jsonl"
-    path.write_bytes(to_lines(make_rows(60)) + b"not json\n" * 3 + to_lines(make_rows(5)))
-    code = INGEST_PROGRAM.format(
-        tests=str(Path(__file__).parent), root=str(ROOT), where=where, lake=lake.uri, path=str(path)
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert len(lake.quarantined()) == (0 if where == "reading" else 3)
-    report = lake.ingest_day(day_of(path), config, plain_check)
-    assert (report.rows_in, report.kept, report.duplicates, report.quarantined) == (68, 60, 5, 3)
-    assert not report.already_ingested
-    assert len(stored(lake)) == 60
-    assert len(lake.quarantined()) == 3
-
-
-def test_two_processes_with_the_same_file_take_it_in_once(
-    lake: Lake, data: Path, config: IngestConfig, write_day: WriteDay
-) -> None:
-    path = write_day(1, make_rows(50))
-    code = INGEST_PROGRAM.format(
-        tests=str(Path(__file__).parent), root=str(ROOT), where="", lake=lake.uri, path=str(path)
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
-    assert [entry.kept for entry in lake.versions()] == [50]
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_taken_in(
