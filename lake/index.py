@@ -44,8 +44,8 @@ def opened_index(
         if folder is None:
             folder = Path(scratch if "://" in tables.uri else tables.uri) / FOLDER
         names = {digest: _names(state) for digest, state in states.items()}
-        shut = [name for digest in barred for name in names.get(digest, ())]
-        with closing(DuplicateIndex(folder, config, shut)) as index:
+        shut = {name for digest in barred for name in names.get(digest, ())}
+        with closing(DuplicateIndex(folder, config, shut.__contains__)) as index:
             committed = {name for found in names.values() for name in found}
             index.recover(committed.__contains__)
             for digest, found in names.items():
