@@ -13,13 +13,19 @@ from cli.ports import LOOPBACK
 from cli.processes import python
 from core.settings import Settings
 
-PartName = Literal["prefect", "mlflow", "gateway", "control", "keeper", "worker"]
+PartName = Literal[
+    "prefect", "mlflow", "gateway", "control", "keeper", "worker", "exporter", "prometheus"
+]
 PORT_PARTS: tuple[PartName, ...] = ("gateway", "control", "mlflow", "prefect")
+WATCHING_PARTS: tuple[PartName, ...] = ("prometheus", "exporter")
+"""Parts that only look at the others; they run where Prometheus is installed."""
 ADDRESS_OF: Mapping[str, str] = {
     "gateway": "gateway_url",
     "control": "kube_url",
     "mlflow": "mlflow_url",
     "prefect": "prefect_url",
+    "prometheus": "prometheus_url",
+    "exporter": "exporter_url",
 }
 PATH_OF: Mapping[str, str] = {"prefect": "/api"}
 WORK_POOL = "local"
@@ -71,6 +77,7 @@ def table(settings: Settings, ports: Mapping[str, int], *, worker: bool) -> dict
             environment=stack_environment(settings),
         ),
         _worker(settings) if worker else None,
+        *_watching(settings, ports),
     ]
     return {child.name: child for child in children if child is not None}
 
@@ -155,11 +162,46 @@ def _control(settings: Settings, port: int | None) -> Child | None:
     )
 
 
+def _watching(settings: Settings, ports: Mapping[str, int]) -> list[Child]:
+    """Prometheus, and what it reads beside the other parts; those that have a port."""
+    environment = stack_environment(settings)
+    exporter, prometheus = ports.get("exporter"), ports.get("prometheus")
+    found = []
+    if exporter is not None:
+        found.append(
+            Child(
+                "exporter",
+                python("cli.exporter", "--port", str(exporter)),
+                port=exporter,
+                health_path="/healthz",
+                environment=environment,
+                stop_phase=0,
+                grace_seconds=5.0,
+            )
+        )
+    if prometheus is not None:
+        found.append(
+            Child(
+                "prometheus",
+                python("cli.prometheus", "--port", str(prometheus)),
+                port=prometheus,
+                health_path="/-/ready",
+                environment=environment,
+                stop_phase=0,
+            )
+        )
+    return found
+
+
 def _worker(settings: Settings) -> Child:
     return Child(
         "worker",
         python("cli.worker", "--home", str(settings.home)),
-        environment=stack_environment(settings),
+        environment={
+            **stack_environment(settings),
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json",
+            "PREFECT_LOGGING_COLORS": "false",
+        },
         stop_phase=0,
         grace_seconds=5.0,
         # Its flow runs are in its group: they go on without it and report to the server themselves.

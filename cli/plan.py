@@ -3,11 +3,12 @@
 Claims the ports, starts nothing.
 """
 
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cli.children import ADDRESS_OF, PORT_PARTS, Child, addresses, table
+from cli.children import ADDRESS_OF, PORT_PARTS, WATCHING_PARTS, Child, addresses, table
 from cli.ports import claim
 from cli.stack_file import StackFile
 from core.errors import ConfigurationError
@@ -25,17 +26,25 @@ class Plan:
 
 
 def plan_stack(
-    settings: Settings, environ: Mapping[str, str], before: StackFile, *, worker: bool
+    settings: Settings,
+    environ: Mapping[str, str],
+    before: StackFile,
+    *,
+    worker: bool,
+    watching: bool = False,
 ) -> Plan:
     """Return the plan for a home whose stack file says `before`.
 
+    `watching`: also Prometheus, where its program is installed; it and the worker can be added
+    later.
     A part whose address is in the environment (SERIN_MLFLOW_URL, ...) is somebody else's and is not
     run. Raises ConfigurationError when a port that was set is taken or contradicts a living part.
     """
     ports: dict[str, int] = {}
     sockets: dict[str, socket.socket] = {}
     adopted = before.living
-    for name in PORT_PARTS:
+    can_watch = shutil.which("prometheus") is not None or given_from_outside("prometheus", environ)
+    for name in (*PORT_PARTS, *(WATCHING_PARTS if can_watch else ())):
         if given_from_outside(name, environ):
             continue
         record = before.processes.get(name)
@@ -52,11 +61,23 @@ def plan_stack(
         ports[name] = sockets[name].getsockname()[1]
     bound = settings.model_copy(update=addresses(ports))
     everything = table(bound, ports, worker=True)
-    children = {name: child for name, child in everything.items() if worker or name != "worker"}
-    for own in [name for name in sockets if not everything[name].holds_socket]:
+    optional = {
+        name: child
+        for name, child in everything.items()
+        if name == "worker" or name in WATCHING_PARTS
+    }
+    wanted_parts = {*(("worker",) if worker else ()), *(WATCHING_PARTS if watching else ())}
+    children = {
+        name: child
+        for name, child in everything.items()
+        if name not in optional or name in wanted_parts
+    }
+    for own in [
+        name for name in sockets if name not in everything or not everything[name].holds_socket
+    ]:
         # The part listens itself; until now the port was kept from the others.
         sockets.pop(own).close()
-    return Plan(children, {"worker": everything["worker"]}, addresses(ports), sockets)
+    return Plan(children, optional, addresses(ports), sockets)
 
 
 def is_set(name: str, environ: Mapping[str, str]) -> bool:

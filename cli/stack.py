@@ -17,9 +17,10 @@ from cli.plan import given_from_outside, is_set
 from cli.processes import members, python, send, start, stop, wait_gone
 from cli.readiness import await_parts
 from cli.stack_file import StackFile, read_stack
-from cli.supervisor import ADD_WORKER, log_path, stop_parts
+from cli.supervisor import log_path, stop_parts
 from core.errors import ConfigurationError, UnavailableError
 from core.settings import STACK_FILE, Settings
+from observability.logs import message_of
 
 READY_SECONDS_MAX = 180.0
 SUPERVISOR_SECONDS_MAX = 60.0
@@ -33,6 +34,9 @@ def up(
     worker: Annotated[
         bool, typer.Option(help="also apply prefect.yaml and run the Prefect worker")
     ] = True,
+    prometheus: Annotated[
+        bool, typer.Option(help="also run Prometheus, where its program is installed")
+    ] = True,
     detach: Annotated[
         bool, typer.Option("--detach/--foreground", help="return when ready, or stay until Ctrl-C")
     ] = True,
@@ -40,11 +44,11 @@ def up(
     """Start everything on loopback, or adopt what still runs, and print the addresses."""
     settings = Settings.read()
     if detach:
-        start_stack(settings, worker=worker)
+        start_stack(settings, worker=worker, watching=prometheus)
         return
     with _interruptible():
         try:
-            start_stack(settings, worker=worker)
+            start_stack(settings, worker=worker, watching=prometheus)
             typer.echo("Ctrl-C stops everything.")
             while read_stack(settings.home).supervised:
                 time.sleep(WATCH_SECONDS)
@@ -58,7 +62,7 @@ def down() -> None:
     typer.echo(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
-def start_stack(settings: Settings, *, worker: bool) -> dict[str, str]:
+def start_stack(settings: Settings, *, worker: bool, watching: bool = False) -> dict[str, str]:
     """Bring the home's stack up and return its addresses; a running one is completed, not redone.
 
     Prints progress. Raises ConfigurationError for a taken or contradicting port, UnavailableError
@@ -69,12 +73,16 @@ def start_stack(settings: Settings, *, worker: bool) -> dict[str, str]:
     supervisor = None
     if not before.supervised:
         prepare_home(settings)
-        supervisor = _start_supervisor(home, worker=worker)
+        supervisor = _start_supervisor(home, worker=worker, watching=watching)
     stack = _await_supervisor(home, supervisor)
     _refuse_other_ports(stack)
-    if worker and "worker" not in stack.processes:
-        send(stack.supervisor, ADD_WORKER)
-        stack = _await_supervisor(home, supervisor, part="worker")
+    wanted = {signal.SIGUSR1: "worker"} if worker else {}
+    if watching and "exporter_url" in stack.addresses:
+        wanted[signal.SIGUSR2] = "exporter"
+    for number, part in wanted.items():
+        if part not in stack.processes:
+            send(stack.supervisor, number)
+            stack = _await_supervisor(home, supervisor, part=part)
     children = children_of(settings, stack)
     ports = {child.name: f" on port {child.port}" for child in children if child.port}
     for found in await_parts(home, children, READY_SECONDS_MAX):
@@ -151,12 +159,12 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix(prefix)) if url.startswith(prefix) else None
 
 
-def _start_supervisor(home: Path, *, worker: bool) -> subprocess.Popen[bytes]:
+def _start_supervisor(home: Path, *, worker: bool, watching: bool) -> subprocess.Popen[bytes]:
     log = log_path(home, "supervisor")
     if log.exists():
         os.replace(log, log.with_suffix(".log.1"))
     bound = {"SERIN_HOME": str(home), MEMBER_VARIABLE: str(home), "PYTHONUNBUFFERED": "1"}
-    arguments = ["--worker"] if worker else []
+    arguments = ["--worker"] * worker + ["--watching"] * watching
     return start(
         python("cli.supervisor", *arguments),
         environment={**os.environ, **bound},
@@ -199,6 +207,8 @@ def _print_addresses(stack: StackFile) -> None:
         "mlflow_url": "MLflow",
         "kube_url": "Kubernetes API",
     }
+    if "prometheus" in stack.processes:
+        titles["prometheus_url"] = "Prometheus"
     for name, title in titles.items():
         if url := stack.addresses.get(name):
             typer.echo(f"{title:18} {url.removesuffix('/api')}")
@@ -223,7 +233,7 @@ def _lines(home: Path, name: str) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (16 << 10)))
         text = file.read().decode(errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [message_of(line.strip()) for line in text.splitlines() if line.strip()]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ killed the parts go on, and the next one adopts them.
 import argparse
 import contextlib
 import fcntl
+import logging
 import os
 import selectors
 import signal
@@ -18,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cli import processes
-from cli.children import Child, member_environment
+from cli.children import ADDRESS_OF, WATCHING_PARTS, Child, member_environment
 from cli.environment import ROOT
 from cli.plan import plan_stack
 from cli.ports import bind
@@ -27,6 +28,9 @@ from cli.stack_file import ChildRecord, StackFile, read_stack, write_stack
 from core.digests import digest_json
 from core.errors import ConflictError, SerinError
 from core.settings import STACK_FILE, Settings
+from observability.logs import configure
+
+log = logging.getLogger("serin.supervisor")
 
 LOCK_FILE = "supervisor.lock"
 LIVED_SECONDS = 10.0
@@ -36,7 +40,11 @@ BACK_OFF_SECONDS_MAX = 30.0
 LOG_BYTES_MAX = 32 << 20
 LOG_BYTES_KEPT = 1 << 20
 LOG_CHECK_SECONDS = 60.0
-ADD_WORKER = signal.SIGUSR1
+ADDING: Mapping[int, tuple[str, ...]] = {
+    signal.SIGUSR1: ("worker",),
+    signal.SIGUSR2: WATCHING_PARTS,
+}
+"""Signal: the optional parts that it adds."""
 
 
 class Supervisor:
@@ -50,7 +58,7 @@ class Supervisor:
         listeners: Mapping[str, socket.socket],
         optional: Mapping[str, Child] | None = None,
     ) -> None:
-        """`listeners` are sockets already claimed; `optional` parts are added on SIGUSR1."""
+        """`listeners` are sockets already claimed; `optional` parts are added on a signal."""
         self._home = home
         self._children = dict(children)
         self._optional = dict(optional or {})
@@ -63,7 +71,7 @@ class Supervisor:
         self._due_at: dict[str, float] = {}
         self._selector = selectors.DefaultSelector()
         self._stopping = False
-        self._adding = False
+        self._adding: set[str] = set()
         self._log_check_at = 0.0
 
     def run(self) -> None:
@@ -106,7 +114,10 @@ class Supervisor:
         self._write()
 
     def _new_record(self, child: Child) -> ChildRecord:
-        binding = digest_json([dict(child.environment), self._addresses])
+        watching = {ADDRESS_OF[name] for name in WATCHING_PARTS}
+        # Nobody but Prometheus asks these: a part need not end because they moved.
+        asked = {name: url for name, url in self._addresses.items() if name not in watching}
+        binding = digest_json([dict(child.environment), asked])
         return ChildRecord(child.argv, binding, port=child.port)
 
     def _same(self, child: Child, record: ChildRecord) -> bool:
@@ -140,12 +151,12 @@ class Supervisor:
         wait = back_off_seconds(failures)
         self._due_at[name] = time.monotonic() + wait
         self._records[name] = replace(record, identity=None)
-        _say(f"{name} ended after {lived:.1f} s; starts again in {wait:.1f} s")
+        log.warning("%s ended after %.1f s; starts again in %.1f s", name, lived, wait)
         self._write()
 
     def _start_due(self) -> None:
-        if self._adding:
-            self._children.update(self._optional)
+        for name in self._adding & self._optional.keys():
+            self._children[name] = self._optional[name]
         for name, child in self._children.items():
             record = self._records.setdefault(name, self._new_record(child))
             due = self._due_at.get(name, 0.0) <= time.monotonic()
@@ -160,7 +171,8 @@ class Supervisor:
                 descriptors.append(self._listener(child).fileno())
             except OSError as error:
                 self._due_at[child.name] = time.monotonic() + BACK_OFF_SECONDS_FIRST
-                _say(f"{child.name}: port {child.port} cannot be used yet ({error.strerror})")
+                text = "%s: port %s cannot be used yet (%s)"
+                log.warning(text, child.name, child.port, error.strerror)
                 return
             argv = tuple(part.replace("{fd}", str(descriptors[0])) for part in argv)
         started = processes.start(
@@ -216,7 +228,7 @@ class Supervisor:
         reading.setblocking(False)
         writing.setblocking(False)
         before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, ADD_WORKER):
+        for number in (signal.SIGTERM, signal.SIGINT, *ADDING):
             signal.signal(number, self._signalled)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._selector.register(reading, selectors.EVENT_READ, lambda: reading.recv(64))
@@ -229,8 +241,8 @@ class Supervisor:
 
     def _signalled(self, number: int, _frame: object) -> None:
         # Only notes: a handler runs in the midst of whatever the loop is doing.
-        if number == ADD_WORKER:
-            self._adding = True
+        if number in ADDING:
+            self._adding.update(ADDING[number])
         else:
             self._stopping = True
 
@@ -292,25 +304,24 @@ def one_per_home(home: Path) -> Iterator[None]:
         yield
 
 
-def _say(text: str) -> None:
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
-
-
 def main() -> int:
     """Supervise the home that the environment names; returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m cli.supervisor", description=__doc__)
     parser.add_argument("--worker", action="store_true", help="also run the Prefect worker")
+    parser.add_argument("--watching", action="store_true", help="also run Prometheus")
     options = parser.parse_args()
+    configure("supervisor")
     try:
         settings = Settings.read()
         with one_per_home(settings.home):
             before = read_stack(settings.home)
-            plan = plan_stack(settings, os.environ, before, worker=options.worker)
+            wanted = {"worker": options.worker, "watching": options.watching}
+            plan = plan_stack(settings, os.environ, before, **wanted)
             Supervisor(
                 settings.home, plan.children, plan.addresses, plan.listeners, plan.optional
             ).run()
     except SerinError as error:
-        print(f"serin: {error}", flush=True)
+        log.error("serin: %s", error)
         return 1
     return 0
 

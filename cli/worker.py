@@ -5,6 +5,7 @@ One process for the three Prefect commands: each of them alone spends seconds on
 
 import argparse
 import http
+import logging
 import os
 import sys
 import time
@@ -12,6 +13,9 @@ from pathlib import Path
 
 from cli.children import WORK_POOL, WORKER_READY_FILE
 from cli.readiness import PROBE_SECONDS, get_status
+from observability.logs import configure
+
+log = logging.getLogger("serin.worker")
 
 SERVER_SECONDS_MAX = 180.0
 POLL_SECONDS = 0.2
@@ -23,18 +27,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cli.worker", description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="folder of all state")
     home = parser.parse_args().home
+    configure("worker")
     ready = home / "control" / WORKER_READY_FILE
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.unlink(missing_ok=True)
     if not await_server(os.environ["PREFECT_API_URL"], SERVER_SECONDS_MAX):
-        print("serin: the Prefect server does not answer; see its log", flush=True)
+        log.error("serin: the Prefect server does not answer; see its log")
         return 1
     for command in (
         ["work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--all"],
     ):
         if code := prefect(command):
-            print(f"serin: `prefect {' '.join(command)}` failed", flush=True)
+            log.error("serin: `prefect %s` failed", " ".join(command))
             return code
     ready.write_text(str(os.getpid()))
     return prefect(

@@ -15,6 +15,10 @@ from core.errors import ConfigurationError
 
 STACK_FILE = "stack.json"
 PREFIX = "SERIN_"
+ADDRESSES = frozenset(
+    ("gateway_url", "kube_url", "mlflow_url", "prefect_url", "prometheus_url", "exporter_url")
+)
+"""Fields that a running stack's file fills."""
 
 
 class Settings(BaseModel):
@@ -32,10 +36,14 @@ class Settings(BaseModel):
     port_control: int = Field(default=8801, ge=0, le=65535)
     port_mlflow: int = Field(default=8802, ge=0, le=65535)
     port_prefect: int = Field(default=8803, ge=0, le=65535)
+    port_prometheus: int = Field(default=8804, ge=0, le=65535)
+    port_exporter: int = Field(default=8805, ge=0, le=65535)
     gateway_url: str = ""
     kube_url: str = ""
     mlflow_url: str = ""
     prefect_url: str = ""
+    prometheus_url: str = ""
+    exporter_url: str = ""
     ledger_url: str = ""
     lake_uri: str = ""
     approvers_file: Path = Field(
@@ -52,6 +60,12 @@ class Settings(BaseModel):
     )
     gateway_keys: str = Field(
         default="", description="API keys beside keys.yaml: NAME=SHA256 pairs, by spaces"
+    )
+    price_input_tokens: float = Field(
+        default=0.0, ge=0, description="price of a million tokens of prompts, in your currency"
+    )
+    price_output_tokens: float = Field(
+        default=0.0, ge=0, description="price of a million generated tokens"
     )
     engine: str = "openvino"
     allow_faults: bool = False
@@ -80,6 +94,12 @@ class Settings(BaseModel):
             name = PREFIX + str(first["loc"][0]).upper()
             raise ConfigurationError(f"{name}: {first['msg']}") from error
 
+    @property
+    def prices(self) -> dict[str, float]:
+        """Prices of a million tokens by direction; empty where none is configured."""
+        found = {"input": self.price_input_tokens, "output": self.price_output_tokens}
+        return found if any(found.values()) else {}
+
     def folder(self, name: str) -> Path:
         """Return (and make) a folder below the home: bundles, snapshots, reports, control, ..."""
         path = self.home / name
@@ -95,5 +115,5 @@ def _stack_addresses(home: Path) -> dict[str, str]:
         return {}
     except ValueError as error:
         raise ConfigurationError(f"{path} is malformed; run `serin down` and `serin up`") from error
-    known = {"gateway_url", "kube_url", "mlflow_url", "prefect_url"}
-    return {name: str(url) for name, url in content.get("addresses", {}).items() if name in known}
+    addresses = content.get("addresses", {})
+    return {name: str(url) for name, url in addresses.items() if name in ADDRESSES}

@@ -6,11 +6,12 @@ Knows no route and no model. Durations are given in seconds of time.perf_counter
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from core.telemetry import TelemetrySettings
+from observability.otlp_metrics import MetricsPush
 from observability.sampling import Parent, RequestSampler, read_parent
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("serin.tracing")
 
+LOAD_AFTER_SECONDS = 1.0
 NANOSECONDS = 1_000_000_000
 CURRENT: ContextVar["RequestTrace | None"] = ContextVar("serin_trace", default=None)
 Attribute = str | bool | int | float | tuple[str, ...]
@@ -119,9 +121,14 @@ class Tracing:
         self._export: Export | None = None
 
     def start(self) -> None:
-        """Load the SDK in a thread: requests are served meanwhile, and traced once it is there."""
+        """Load the SDK in a thread: requests are served meanwhile, and traced once it is there.
+
+        A moment later, because whoever waited for this process to start comes first.
+        """
         if self._settings.traces:
-            threading.Thread(target=self._load, name="tracing", daemon=True).start()
+            loading = threading.Timer(LOAD_AFTER_SECONDS, self._load)
+            loading.daemon = True
+            loading.start()
 
     def begin(self, name: str, traceparent: str, began: float) -> RequestTrace | None:
         """Return the trace of a request, which is current from now on; None for most of them."""
@@ -140,6 +147,10 @@ class Tracing:
         if parent is None or self._export is None:
             return traceparent
         return Parent(parent.trace_id, parent.span_id, sampled=False).header
+
+    def pushing(self, read: Callable[[], str]) -> MetricsPush:
+        """Return what pushes the metrics of the same process, where that is asked for."""
+        return MetricsPush(self._settings, self._resource, read)
 
     def counts(self) -> Iterator[tuple[str, int]]:
         """How many spans were sent and dropped."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from core.contracts import ReleaseState
 from core.errors import SerinError, UnavailableError
 from core.settings import Settings
+from observability.logs import configure
 from rollout.conductor import Conductor
 from rollout.identities import from_routes
 from rollout.kubernetes_client import KubernetesClient
@@ -172,9 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kube-url", default="", help="default: what `serin up` wrote")
     parser.add_argument("--interval-seconds", type=float, default=INTERVAL_SECONDS)
     given = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stdout, format="%(asctime)s keeper %(message)s"
-    )
+    configure("keeper", logging.WARNING, sys.stdout)
     log.setLevel(logging.INFO)
     environ = {**os.environ, "SERIN_HOME": str(given.home)}
     if given.ledger_url:

@@ -18,6 +18,7 @@ from core.keys import predictor_token
 from core.manifests import BundleManifest, verify_bundle
 from core.settings import Settings
 from core.telemetry import TelemetrySettings
+from observability.logs import configure
 from observability.tracing import Tracing
 from serving.admission import Admission
 from serving.answering import Answering
@@ -26,6 +27,7 @@ from serving.engines.engine import Engine
 from serving.engines.faults import FaultyEngine, control_file
 from serving.engines.openvino import OpenVinoEngine
 from serving.engines.reference import ReferenceEngine
+from serving.gpus import Gpus
 from serving.lifecycle import Identity, Lifecycle
 from serving.model_server import Site, bind, build_model, build_server
 from serving.predictor_config import PredictorConfig, read_config
@@ -122,6 +124,7 @@ def run(given: argparse.Namespace) -> int:
     metrics = PredictorMetrics(identity.model_version, identity.revision)
     admission = Admission(config.concurrency_for(manifest), config.queue_requests_max)
     metrics.watch(lambda: admission.waiting, lambda: admission.running, engine.load)
+    metrics.watch_resources(Gpus(), settings.prices, tracing.counts)
     metrics.watch_policy(lambda: store.refusal is not None)
     gate = Gate(store, partial(count_checked, metrics))
     answering = Answering(engine, admission, metrics, gate)
@@ -129,9 +132,12 @@ def run(given: argparse.Namespace) -> int:
     server = build_server(site, api)
     store.start()
     tracing.start()
+    push = tracing.pushing(lambda: metrics.exposition(None)[0].decode())
+    push.start()
     server.start([build_model(identity.model_name, engine, site.lifecycle)])
     store.stop()
     engine.stop()
+    push.close()
     tracing.close()
     return ENGINE_DIED if site.failed else 0
 
@@ -164,10 +170,8 @@ def make_engine(
 
 
 def configure_log() -> None:
-    """Log to stderr, one short line per event; silence libraries below a warning."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    """Log to stderr, one line per event; silence libraries below a warning."""
+    configure("predictor", logging.WARNING)
     logging.getLogger("serin").setLevel(logging.INFO)
     # A handler keeps kserve from adding its own; the level, from a stack trace per failed probe.
     logging.getLogger("kserve").addHandler(logging.NullHandler())

@@ -1,6 +1,6 @@
 """The predictor's Prometheus metrics: one registry, the model version on every series."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,6 +14,8 @@ from prometheus_client.exposition import choose_encoder
 
 from core.contracts import LATENCY_BUCKETS_SECONDS
 from serving.engines.engine import EngineLoad
+from serving.gpus import Gpus
+from serving.resource_metrics import ResourceCollector
 
 LABELS = ("model_version", "revision")
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -29,6 +31,7 @@ class PredictorMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per series that nobody reads
         self._registry = CollectorRegistry()
         self._names = (model_version, revision)
+        self._tokens = {"input": 0, "output": 0}
         ProcessCollector(registry=self._registry)
         requests = self._counter("requests", "Requests by how they ended", "outcome")
         self._requests = {outcome: requests.labels(*self._names, outcome) for outcome in OUTCOMES}
@@ -67,6 +70,17 @@ class PredictorMetrics:
         usage = "Share of the KV cache in use"
         self._gauge("cache_usage_ratio", usage, lambda: load().cache_usage)
 
+    def watch_resources(
+        self,
+        gpus: Gpus,
+        prices: Mapping[str, float],
+        spans: Callable[[], Iterable[tuple[str, int]]],
+    ) -> None:
+        """Read what the process uses, what its tokens cost and what became of its traces' spans."""
+        labels = dict(zip(LABELS, self._names, strict=True))
+        collector = ResourceCollector(labels, gpus, prices, lambda: self._tokens, spans)
+        self._registry.register(collector)
+
     def watch_policy(self, refused: Callable[[], bool]) -> None:
         """Read when somebody scrapes whether the last change of the policy was refused."""
         text = "1 while the policy's last change is refused and the one before stays in force"
@@ -101,6 +115,8 @@ class PredictorMetrics:
         """Count the tokens of an answered request."""
         self._prompt_tokens.inc(prompt)
         self._completion_tokens.inc(completion)
+        self._tokens["input"] += prompt
+        self._tokens["output"] += completion
 
     def exposition(self, accept: str | None) -> tuple[bytes, str]:
         """Return the metrics' text and its content type."""

@@ -29,7 +29,8 @@ class Stack:
 def isolated_environment(home: Path) -> dict[str, str]:
     """Return this process's environment with a home of its own, free ports and no way outside."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SERIN_")}
-    ports = {f"SERIN_PORT_{name}": "0" for name in ("GATEWAY", "CONTROL", "MLFLOW", "PREFECT")}
+    names = ("GATEWAY", "CONTROL", "MLFLOW", "PREFECT", "PROMETHEUS", "EXPORTER")
+    ports = {f"SERIN_PORT_{name}": "0" for name in names}
     paths = [str(ROOT / "tests/cli/offline"), *kept.get("PYTHONPATH", "").split(os.pathsep)]
     return {
         **kept,

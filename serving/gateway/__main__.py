@@ -15,6 +15,7 @@ from core.keys import predictor_token, read_key
 from core.settings import Settings
 from core.telemetry import TelemetrySettings
 from observability.audit import Audit
+from observability.logs import configure
 from observability.tracing import Tracing
 from serving.gateway.app import Gateway
 from serving.gateway.auditing import GatewayAudit
@@ -23,6 +24,8 @@ from serving.gateway.config import GatewayConfig, read_config
 from serving.gateway.connection import connection_class
 from serving.gateway.guard import Guard
 
+log = logging.getLogger("serin.gateway")
+
 BACKLOG = 1024
 DEAD_PEER_MILLISECONDS = 60_000
 
@@ -30,9 +33,7 @@ DEAD_PEER_MILLISECONDS = 60_000
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM, then drain. Returns the exit code."""
     options = _options(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure("gateway")
     try:
         config = read_config(options.config or _own_config(options.home))
         settings = Settings.read()
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         token = predictor_token(options.home, settings.predictor_token.get_secret_value())
         gateway = Gateway(config, options.home, store, guard, recording, tracing, token)
     except SerinError as error:
-        print(f"gateway: {error}", file=sys.stderr)
+        log.error("gateway: %s", error)
         return 1
     if options.port_file is not None:
         _write_port(options.port_file, listener.getsockname()[1])

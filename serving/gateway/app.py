@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ MODELS = PREFIX + "models"
 FEEDBACK = frozenset(("/v1/feedback", PREFIX + "feedback"))
 REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 CLOSING: tuple[Header, ...] = ((b"connection", b"close"),)
+SHOWN_SECONDS_MAX = 5.0
 LINGER_SECONDS_MAX = 2.0
 LINGER_BYTES_MAX = 8 << 20
 """How long, and how much, a refused body is still read: closing at once would reset the
@@ -133,6 +135,8 @@ class Gateway:
         self._file.watch(self._config.routes_poll_seconds)
         if self._cache.keeps:
             self._policies.start()
+        push = self._tracing.pushing(partial(self._shown_in, asyncio.get_running_loop()))
+        push.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._file.close()
@@ -143,6 +147,7 @@ class Gateway:
         await self._cache.close()
         await self._guard.close()
         await self._audit.close()
+        await asyncio.to_thread(push.close)
         await asyncio.to_thread(self._tracing.close)
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -227,6 +232,20 @@ class Gateway:
             _, head, content = _json(self._feedback.take(body.content))
             await reply.whole(202, head, content)
 
+    def _shown(self) -> bytes:
+        """What the gateway counts, in Prometheus' text format."""
+        more = [line for part in self._counting for line in part.lines()]
+        more += traces.lines(self._tracing)
+        return self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
+
+    def _shown_in(self, loop: asyncio.AbstractEventLoop) -> str:
+        """The same for another thread: counts change on the loop alone."""
+
+        async def show() -> str:
+            return self._shown().decode()
+
+        return asyncio.run_coroutine_threadsafe(show(), loop).result(SHOWN_SECONDS_MAX)
+
     def _local(self, scope: Message) -> tuple[int, list[Header], bytes]:
         """Answer what concerns the gateway itself."""
         path = scope["path"]
@@ -235,10 +254,7 @@ class Gateway:
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
         if path == "/metrics":
-            more = [line for part in self._counting for line in part.lines()]
-            more += traces.lines(self._tracing)
-            text = self.metrics.exposition(self.health.ejections, self._admission.waiting, more)
-            return 200, [(b"content-type", CONTENT_TYPE)], text
+            return 200, [(b"content-type", CONTENT_TYPE)], self._shown()
         if path == "/healthz":
             return _json({"status": "ok", "generation": self.balancer.routes.generation})
         if path == "/serin/routes":

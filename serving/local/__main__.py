@@ -21,12 +21,15 @@ import uvicorn
 from core.errors import ConfigurationError, SerinError
 from core.keys import predictor_token
 from core.settings import Settings
+from observability.logs import configure
 from serving.local.api import Api
 from serving.local.config import LocalConfig
 from serving.local.controller import Controller
 from serving.local.files import lock_home, write_whole
 from serving.local.processes import Folders, stop_all
 from serving.local.store import Store
+
+log = logging.getLogger("serin.control")
 
 HOST = "127.0.0.1"
 BACKLOG = 128
@@ -53,9 +56,7 @@ class Server(uvicorn.Server):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; return the exit code."""
     options = _options(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure("control")
     try:
         home = options.home.absolute()
         if options.stop_all:
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = config.model_copy(update={name: value for name, value in changes.items() if value})
         asyncio.run(serve(home, config, options.port, options.port_file, options.gateway_url))
     except SerinError as error:
-        print(f"serving.local: {error}", file=sys.stderr)
+        log.error("serving.local: %s", error)
         return 1
     return 0
 
@@ -115,7 +116,7 @@ async def serve(
         }
         if port_file is not None:
             write_whole(port_file, str(listener.getsockname()[1]).encode())
-        logging.getLogger(__name__).info("InferenceServices at %s", url)
+        log.info("InferenceServices at %s", url)
         done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         store.end_watches()
         server.should_exit = True

@@ -17,6 +17,7 @@ import msgspec
 import psutil
 
 from core.errors import RefusedError
+from observability.logs import message_of
 from serving.local.config import LocalConfig
 from serving.local.files import check_schema, lock_home, read_as, write_whole
 from serving.local.reconcile import Slot
@@ -269,7 +270,7 @@ def log_tail(entry: ProcessEntry) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [message_of(line.strip()) for line in text.splitlines() if line.strip()]
     return " | ".join(lines[-LOG_TAIL_LINES:])[-LOG_TAIL_BYTES // 4 :]
 
 

@@ -1,11 +1,13 @@
 """The plan of a stack: which parts, on which ports, what is adopted, what is somebody else's."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from cli.children import ADDRESS_OF, PORT_PARTS, WATCHING_PARTS
 from cli.plan import Plan, plan_stack
 from cli.ports import bind
 from cli.processes import Identity, identify
@@ -13,7 +15,8 @@ from cli.stack_file import ChildRecord, StackFile
 from core.errors import ConfigurationError
 from core.settings import Settings
 
-FREE = {f"SERIN_PORT_{name}": "0" for name in ("GATEWAY", "CONTROL", "MLFLOW", "PREFECT")}
+PORTS = ("GATEWAY", "CONTROL", "MLFLOW", "PREFECT", "PROMETHEUS", "EXPORTER")
+FREE = {f"SERIN_PORT_{name}": "0" for name in PORTS}
 EVERY_PART = ["prefect", "mlflow", "gateway", "control", "keeper", "worker"]
 
 
@@ -34,10 +37,13 @@ class Planner:
         environ: Mapping[str, str] | None = None,
         before: StackFile | None = None,
         worker: bool = True,
+        watching: bool = False,
     ) -> Plan:
         environ = {**FREE, "SERIN_HOME": str(self.home), **(environ or {})}
         settings = Settings.read(environ)
-        plan = plan_stack(settings, environ, before or StackFile(), worker=worker)
+        plan = plan_stack(
+            settings, environ, before or StackFile(), worker=worker, watching=watching
+        )
         self.made.append(plan)
         return plan
 
@@ -67,6 +73,20 @@ def test_the_worker_waits_to_be_asked_for(plans: Planner) -> None:
     plan = plans.plan(worker=False)
     assert "worker" not in plan.children
     assert "worker" in plan.optional
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
+def test_prometheus_waits_to_be_asked_for(plans: Planner) -> None:
+    assert {*WATCHING_PARTS} <= {*plans.plan().optional}
+    plan = plans.plan(watching=True)
+    assert [*plan.children][-2:] == ["exporter", "prometheus"]
+    assert plan.addresses["prometheus_url"].endswith(str(plan.children["prometheus"].port))
+
+
+def test_somebody_elses_prometheus_finds_an_exporter(plans: Planner) -> None:
+    plan = plans.plan({"SERIN_PROMETHEUS_URL": "http://prometheus.example:9090"}, watching=True)
+    assert "exporter" in plan.children
+    assert "prometheus" not in plan.children
 
 
 def test_a_server_given_by_address_is_not_run(plans: Planner) -> None:
@@ -112,7 +132,10 @@ def test_a_living_part_keeps_its_port_and_dead_ones_their_address(
     for held in first.listeners.values():
         held.close()
     second = plans.plan(dict.fromkeys(FREE, ports), before)
-    assert second.addresses == first.addresses
+    known = {ADDRESS_OF[name] for name in PORT_PARTS}
+    assert {name: second.addresses[name] for name in known} == {
+        name: first.addresses[name] for name in known
+    }
     assert {*second.listeners} == {"mlflow", "prefect"}
     assert second.children["control"].argv == first.children["control"].argv
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +24,8 @@ from cli.stack_file import StackFile, read_stack
 from core.settings import Settings
 from tests.running_stack import DOWN_SECONDS_MAX, UP_SECONDS_MAX, Stack, isolated_environment, serin
 
-PARTS = {"prefect", "mlflow", "gateway", "control", "keeper"}
+WATCHING = {"prometheus", "exporter"} if shutil.which("prometheus") else set()
+PARTS = {"prefect", "mlflow", "gateway", "control", "keeper", *WATCHING}
 GATEWAY_BACK_SECONDS_MAX = 3.0
 BACK_SECONDS_MAX = 120.0
 
@@ -206,9 +208,10 @@ def test_down_also_stops_what_a_killed_supervisor_left_behind(tmp_path: Path) ->
 
 
 def test_the_table_knows_every_part(tmp_path: Path) -> None:
-    ports = {"prefect": 1, "mlflow": 2, "gateway": 3, "control": 4}
+    names = ("prefect", "mlflow", "gateway", "control", "prometheus", "exporter")
+    ports = {name: number for number, name in enumerate(names, 1)}
     settings = Settings(home=tmp_path)
-    assert {*table(settings, ports, worker=True)} == {*PARTS, "worker"}
+    assert {*table(settings, ports, worker=True)} == {*names, "keeper", "worker"}
 
 
 @pytest.mark.slow

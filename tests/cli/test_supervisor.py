@@ -19,7 +19,7 @@ from cli.environment import MEMBER_VARIABLE, ROOT
 from cli.processes import Identity
 from cli.stack import stop_stack
 from cli.stack_file import StackFile, read_stack
-from cli.supervisor import ADD_WORKER, LOG_BYTES_KEPT, LOG_BYTES_MAX, back_off_seconds, cut_log
+from cli.supervisor import LOG_BYTES_KEPT, LOG_BYTES_MAX, back_off_seconds, cut_log
 from core.settings import STACK_FILE, Settings
 
 SCRIPT = Path(__file__).with_name("stand_in_stack.py")
@@ -189,7 +189,7 @@ def test_a_second_supervisor_is_refused(supervise: Start, home: Path) -> None:
 def test_the_worker_is_added_on_demand(supervise: Start, home: Path) -> None:
     process = supervise()
     assert "worker" not in running(home)
-    process.send_signal(ADD_WORKER)
+    process.send_signal(signal.SIGUSR1)
     until(lambda: running(home).get("worker"), "worker runs")
 
 

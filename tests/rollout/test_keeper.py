@@ -24,6 +24,7 @@ from release_scenarios import (
 
 from core.contracts import ReleaseState
 from core.errors import UnavailableError
+from observability.logs import message_of
 from rollout.conductor import Conductor
 from rollout.fake_inference_service import FakeInferenceServices
 from rollout.keeper import Keeper, keep
@@ -212,7 +213,7 @@ def test_as_a_process_it_rolls_back_a_release_whose_flow_is_gone(
     assert ended.holder.startswith("keeper-")
     assert services.weights("default", SERVICE) == {ONE: 100}
     assert f"{release.release_id} RollBackSafe: canary percent 0" in output
-    assert output.splitlines()[-1].endswith("stopped")
+    assert message_of(output.splitlines()[-1]) == "stopped"
     ledger.close()
 
 

@@ -101,3 +101,17 @@ def test_a_collector_that_is_away_costs_no_request(
     assert gateway is not None
     gateway.send_signal(signal.SIGTERM)
     assert gateway.wait(15) == 0
+
+
+def test_metrics_are_pushed_as_they_are_shown(
+    world: World, stable: Predictor, taken: Collector
+) -> None:
+    start(world, stable, taken.http_url, OTEL_METRIC_EXPORT_INTERVAL="200")
+    shown = "serin_gateway_requests_total"
+
+    def pushed() -> int:
+        points = taken.metrics[shown].sum.data_points if shown in taken.metrics else ()
+        return int(sum(point.as_double for point in points))
+
+    until(lambda: pushed() == world.metric(shown) > 0)
+    assert "serin_gateway_request_seconds" in taken.metrics
