@@ -3,7 +3,7 @@
 Pure: knows arrays only. The same for one batch, a partitioned day, and a snapshot.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def confirmed(pairs: Array, signatures: Array, similarity_min: float) -> Array:
     return np.concatenate(kept) if kept else pairs
 
 
-def components(rows: int, pairs: Iterable[tuple[int, int]]) -> Array:
+def components(rows: int, pairs: Iterable[Sequence[int]]) -> Array:
     """Return for each row the smallest row that it is linked to, directly or by others."""
     parents = list(range(rows))
 

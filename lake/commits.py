@@ -4,7 +4,8 @@ Own files instead of `write_deltalake`: that one buffers a fast stream without l
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -21,6 +22,14 @@ from lake.schema import PARTITION
 ROW_GROUP_ROWS = 20_000
 ROW_GROUP_BYTES = 32 << 20
 FILE_ROWS_MAX = 1_000_000
+
+
+class WrittenFile(NamedTuple):
+    """One finished data file of a table."""
+
+    name: str
+    rows: int
+    size: int
 
 
 class PartFiles:
@@ -62,40 +71,20 @@ class PartFiles:
 
         Raises ConflictError when another process changed the table in a way that forbids it.
         """
+        written = self.finish()
+        commit_files(
+            self.address, self.day, self.batch, written, metadata, judged_at, self._options
+        )
+
+    def finish(self) -> tuple[WrittenFile, ...]:
+        """Finish all files and return them."""
         self._write_group()
         self.close()
-        table = DeltaTable(self.address, storage_options=self._options)
-        if table.transaction_version(self.batch) is not None:
-            return
         system = self._system()
-        actions = [
-            # Only the count: minima and maxima would copy texts into the log, out of erasure's
-            # reach.
-            AddAction(
-                name,
-                system.get_file_info(name).size,
-                {PARTITION: self.day},
-                time.time_ns() // 1_000_000,
-                True,
-                msgspec.json.encode({"numRecords": rows}).decode(),
-            )
+        return tuple(
+            WrittenFile(name, rows, system.get_file_info(name).size)
             for name, rows in self._file_rows
-        ]
-        properties = CommitProperties(
-            custom_metadata=dict(metadata), app_transactions=[Transaction(self.batch, judged_at)]
         )
-        try:
-            table.create_write_transaction(
-                actions,
-                mode="append",
-                schema=table.schema(),
-                partition_by=[PARTITION],
-                commit_properties=properties,
-            )
-        except CommitFailedError as error:
-            raise ConflictError(
-                f"another process changed {self.address} first; run again"
-            ) from error
 
     def close(self) -> None:
         """Finish the file that is being written."""
@@ -125,3 +114,47 @@ class PartFiles:
 
     def _system(self) -> pafs.FileSystem:
         return pafs.PyFileSystem(DeltaStorageHandler(self.address, self._options))
+
+
+def commit_files(
+    address: str,
+    day: str,
+    batch: str,
+    files: Sequence[WrittenFile],
+    metadata: Mapping[str, str],
+    judged_at: int,
+    storage_options: Mapping[str, str] | None = None,
+) -> None:
+    """Add finished files to a table in one commit, unless the table has this batch already.
+
+    Raises ConflictError when another process changed the table in a way that forbids it.
+    """
+    options = dict(storage_options) if storage_options else None
+    table = DeltaTable(address, storage_options=options)
+    if table.transaction_version(batch) is not None:
+        return
+    actions = [
+        # Only the count: minima and maxima would copy texts into the log, out of erasure's reach.
+        AddAction(
+            file.name,
+            file.size,
+            {PARTITION: day},
+            time.time_ns() // 1_000_000,
+            True,
+            msgspec.json.encode({"numRecords": file.rows}).decode(),
+        )
+        for file in files
+    ]
+    properties = CommitProperties(
+        custom_metadata=dict(metadata), app_transactions=[Transaction(batch, judged_at)]
+    )
+    try:
+        table.create_write_transaction(
+            actions,
+            mode="append",
+            schema=table.schema(),
+            partition_by=[PARTITION],
+            commit_properties=properties,
+        )
+    except CommitFailedError as error:
+        raise ConflictError(f"another process changed {address} first; run again") from error

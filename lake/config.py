@@ -1,5 +1,7 @@
 """How a user's data is read, checked, split and judged: the frozen configuration of this room."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -117,6 +119,35 @@ class DuplicatesConfig(BaseModel):
     )
 
 
+class ScaleConfig(BaseModel):
+    """Where a day file's parts are taken in. One part on the local runner: this process, streamed.
+
+    Parts are stretches of JSON lines or row groups of Parquet; other files are one part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runner: Literal["local", "dask", "ray"] = Field(
+        default="local", description="Prefect's task runner that works on the parts"
+    )
+    parts: int = Field(default=1, ge=1, le=100_000, description="parts that a file is cut into")
+    workers: int = Field(
+        default=2, ge=1, le=1024, description="workers that are started where `address` is empty"
+    )
+    address: str = Field(
+        default="", description="running Dask scheduler or Ray cluster; empty: start one here"
+    )
+    scratch: str = Field(
+        default="",
+        description="folder that all workers see, for what parts hand on; empty: in the lake",
+    )
+
+    @property
+    def spread(self) -> bool:
+        """Whether files are cut into parts at all."""
+        return self.runner != "local" or self.parts > 1
+
+
 class IngestConfig(BaseModel):
     """Where the days are and how they come in."""
 
@@ -130,6 +161,9 @@ class IngestConfig(BaseModel):
     )
     duplicates: DuplicatesConfig = Field(
         default=DuplicatesConfig(), description="which rows count as duplicates"
+    )
+    scale: ScaleConfig = Field(
+        default=ScaleConfig(), description="how the work is spread over a cluster"
     )
     held_out_share: float = Field(
         default=0.1, ge=0, lt=1, description="share of rows never trained on, by hash of their id"

@@ -32,14 +32,14 @@ from lake.preparation import (
     Intake,
     PreparedBlock,
     after_rows,
-    quarantine_rows,
+    taken_rows,
 )
 from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile, day_blocks
+from lake.spreading import PartsRun, Spread
 from lake.tables import Tables
 from lake.workers import prepared_blocks
 
-TAKEN_ID = "the record id stands in this file for another content"
 LOOK_BYTES = 32 << 20
 """Raw bytes whose rows are looked up in the duplicate index at once; held in memory until then."""
 PARALLEL_BYTES_MIN = 32 << 20
@@ -73,10 +73,12 @@ def take_in(
     watch: Watch | None = None,
     describe: DescribeRows | None = None,
     index_folder: Path | None = None,
+    spread: Spread | None = None,
 ) -> tuple[VersionEntry, IntakeEvidence | None]:
     """Bring one day file in, batch by batch; return it and the evidence, None if it was there.
 
-    A file that a kill left half in goes on after its last batch. Raises InputError for a wrong
+    A file that a kill left half in goes on after its last batch. With `spread` the file comes in
+    by parts, as `config.scale` says. Raises InputError for a wrong
     mapping or a file that changes while it is read, ConflictError when another process wrote first.
     """
     with tables.one_writer():
@@ -105,12 +107,19 @@ def take_in(
         with opened_index(
             tables, config.duplicates, {**alive, file_digest: state}, barred, index_folder
         ) as index:
-            run = _Run(tables, intake, state, settings, index, day_file, stamp)
-            run.take(not any(entry.kept for entry in whole), watch)
+            first = not any(entry.kept for entry in whole)
+            if spread is not None:
+                parts = PartsRun(tables, intake, state, settings, index, day_file, stamp, spread)
+                parts.take(first)
+                evidence = parts.evidence()
+            else:
+                run = _Run(tables, intake, state, settings, index, day_file, stamp)
+                run.take(first, watch)
+                evidence = run.evidence()
         state = file_states(tables.history()).get(file_digest, FileState())
         if not state.whole:
             raise ConflictError(f"the commit of {day_file.name} is not in the log; run again")
-        return state.entry(), run.evidence()
+        return state.entry(), evidence
 
 
 def settings_digest(config: IngestConfig) -> str:
@@ -119,7 +128,10 @@ def settings_digest(config: IngestConfig) -> str:
         "mapping", "held_out_share", "scrub", "batch_rows", "batch_bytes_max", "row_bytes_max",
         "commit_bytes", "duplicates",
     }  # fmt: skip
-    return digest_json(config.model_dump(mode="json", include=names))
+    settings = config.model_dump(mode="json", include=names)
+    # Parts are files of their own: a half that came in by so many cannot go on by others.
+    parts = config.scale.parts if config.scale.spread else 0
+    return digest_json({**settings, "parts": parts})
 
 
 def _resumable(
@@ -280,7 +292,7 @@ class _Run:
         new = rows.filter(pa.array([verdict == "new" for verdict in verdicts], pa.bool_()))
         fresh = pa.array(self._ids.add(prefixes_of_texts(new.column("record_id").to_pylist())))
         batch.records.write(new.filter(fresh))
-        taken = _taken(new.filter(pc.invert(fresh)), self._intake)
+        taken = taken_rows(new.filter(pc.invert(fresh)), self._intake)
         batch.refused.write(taken)
         batch.looks += 1
         batch.duplicates += rows.num_rows - new.num_rows
@@ -326,17 +338,3 @@ class _Run:
         self._batches.append(
             {"rows": batch.rows_in, "refused": batch.refused.rows, "reasons": dict(batch.reasons)}
         )
-
-
-def _taken(rows: pa.RecordBatch, intake: Intake) -> pa.RecordBatch:
-    """Return the quarantine's rows for records whose id another content has; texts are scrubbed."""
-    told = rows.select(["record_id", "messages", "response"]).to_pylist()
-    return quarantine_rows(
-        intake,
-        rows=rows.column("row"),
-        offsets=rows.column("offset"),
-        lengths=rows.column("length"),
-        reasons=[TAKEN_ID] * rows.num_rows,
-        texts=[msgspec.json.encode(row).decode() for row in told],
-        digests=[""] * rows.num_rows,
-    )

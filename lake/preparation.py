@@ -29,6 +29,7 @@ CheckRows = Callable[[list[dict[str, Any]], float], list[Rejection]]
 DescribeRows = Callable[[list[dict[str, Any]], float], Mapping[str, Sequence[Any]]]
 """describe(rows, now) -> what the contract looks at, by column and without any text."""
 QUARANTINE_TEXT_MAX = 2000
+TAKEN_ID = "the record id stands in this file for another content"
 SAMPLED_ROWS_PER_BLOCK = 50
 NAMES_SHOWN_MAX = 12
 PLACED_SCHEMA = RECORDS_SCHEMA.append(pa.field("offset", pa.int64())).append(
@@ -218,6 +219,20 @@ def quarantine_rows(
         "quarantined_at": pa.repeat(now, count),
     }
     return pa.RecordBatch.from_pydict(columns, schema=QUARANTINE_SCHEMA)
+
+
+def taken_rows(rows: pa.RecordBatch, intake: Intake) -> pa.RecordBatch:
+    """Return the quarantine's rows for records whose id another content has; texts are scrubbed."""
+    told = rows.select(["record_id", "messages", "response"]).to_pylist()
+    return quarantine_rows(
+        intake,
+        rows=rows.column("row"),
+        offsets=rows.column("offset"),
+        lengths=rows.column("length"),
+        reasons=[TAKEN_ID] * rows.num_rows,
+        texts=[msgspec.json.encode(row).decode() for row in told],
+        digests=[""] * rows.num_rows,
+    )
 
 
 def _text(raw: RawRow) -> str:

@@ -72,11 +72,16 @@ def data_suffix(name: str) -> str:
     return ""
 
 
-def read_blocks(file: IO[bytes], name: str, config: IngestConfig) -> Iterator[RawBlock]:
-    """Yield every row of an open data file, told by the file's name how to read it."""
+def read_blocks(
+    file: IO[bytes], name: str, config: IngestConfig, groups: range | None = None
+) -> Iterator[RawBlock]:
+    """Yield every row of an open data file, told by the file's name how to read it.
+
+    `groups` are the row groups to be read of a Parquet file; None: all.
+    """
     suffix = data_suffix(name).lower()
     if suffix == ".parquet":
-        return _grouped(_parquet_rows(file, config), config)
+        return _grouped(_parquet_rows(file, config, groups), config)
     blocks = line_blocks(
         pieces(file, name), config.batch_bytes_max, config.batch_rows, config.row_bytes_max
     )
@@ -210,15 +215,33 @@ def _csv_row(feed: _CsvLines, header: list[str], cells: list[str], delimiter: st
     return RawRow(feed.start, length, dict(zip(header, cells, strict=True)))
 
 
-def _parquet_rows(file: IO[bytes], config: IngestConfig) -> Iterator[tuple[RawRow, int]]:
+def parquet_groups(file: IO[bytes]) -> int:
+    """Return how many row groups a Parquet file has; 0 for a broken one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(file).metadata.num_row_groups)
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        return 0
+
+
+def _parquet_rows(
+    file: IO[bytes], config: IngestConfig, groups: range | None
+) -> Iterator[tuple[RawRow, int]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
         parquet = pq.ParquetFile(file)
-        rows_max = _rows_within(parquet.metadata, config)
-        for batch in parquet.iter_batches(batch_size=rows_max):
+        metadata = parquet.metadata
+        rows_max = _rows_within(metadata, config)
+        chosen = range(metadata.num_row_groups) if groups is None else groups
+        number = sum(metadata.row_group(index).num_rows for index in range(chosen.start))
+        for batch in parquet.iter_batches(batch_size=rows_max, row_groups=[*chosen]):
             size = batch.nbytes // max(1, batch.num_rows)
             for value in batch.to_pylist():
                 yield RawRow(number, 0, value), size

@@ -18,6 +18,7 @@ from lake.log import VersionEntry, file_states
 from lake.preparation import CheckRows, DescribeRows
 from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile, IngestConfig
+from lake.spreading import Spread
 from lake.tables import Tables
 
 __all__ = ["IngestReport", "Lake", "LakeStatistics", "RetentionPlan", "VersionEntry", "record_of"]
@@ -101,17 +102,19 @@ class Lake(Tables):
         flagged: Collection[int] = (),
         watch: Watch | None = None,
         describe: DescribeRows | None = None,
+        spread: Spread | None = None,
     ) -> IngestReport:
         """Bring one day file in: it is a version when all of it is in, and nothing before.
 
         The same bytes again add nothing. A row whose content an earlier day has is a duplicate,
         unless that day's version is `flagged`: else a corrected file could never replace a
         poisoned one. `watch` is told of the progress; with `describe` the report has evidence of
-        what the contract saw. Raises InputError for a wrong mapping or a
-        file that changes while it is read, ConflictError when another process wrote first.
+        what the contract saw; `spread` does the work on parts of the file, elsewhere. Raises
+        InputError for a wrong mapping or a file that changes while it is read, ConflictError when
+        another process wrote first.
         """
         entry, evidence = take_in(
-            self, day_file, config, check, flagged, watch, describe, self.index_folder
+            self, day_file, config, check, flagged, watch, describe, self.index_folder, spread
         )
         return IngestReport(
             day=entry.day,

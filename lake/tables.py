@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from core.errors import IntegrityError
-from lake.commits import PartFiles
+from lake.commits import PartFiles, WrittenFile, commit_files
 from lake.log import DISCARDED_KEY
 from lake.schema import PARTITION, RECORDS, SCHEMAS, create_table, require_current
 
@@ -68,6 +68,18 @@ class Tables:
     def commit(self, name: str, files: PartFiles, metadata: Mapping[str, str], at: int) -> None:
         """Make a batch's files part of a table."""
         files.commit(metadata, at)
+
+    def commit_written(
+        self,
+        name: str,
+        day: str,
+        batch: str,
+        files: Sequence[WrittenFile],
+        metadata: Mapping[str, str],
+        at: int,
+    ) -> None:
+        """Make files that were written elsewhere part of a table."""
+        commit_files(self.address(name), day, batch, files, metadata, at, self.storage_options)
 
     def discard(self, name: str, day: str, file_digest: str) -> None:
         """Remove what is in a table of a file that came in by half, and say so in its log."""

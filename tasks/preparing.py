@@ -14,6 +14,7 @@ from lake.replay import earlier_rows
 from lake.snapshots import create_snapshot, flagged_versions
 from lake.sources import list_days
 from lake.table import IngestReport, Lake
+from tasks.runners import spreading
 from tasks.stable import stable_version
 from tasks.stages import LOG, DayRun, stage
 
@@ -83,11 +84,13 @@ def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
     for name in listing.left_out:
         LOG.info("%s  not a day: %s", run.label, name)
     flagged = flagged_versions(snapshots_folder())
-    arrived = Arrived(
-        tuple(
-            lake.ingest_day(file, config, check_rows, flagged, describe=describe) for file in files
+    with spreading(config.scale) as spread:
+        arrived = Arrived(
+            tuple(
+                lake.ingest_day(file, config, check_rows, flagged, describe=describe, spread=spread)
+                for file in files
+            )
         )
-    )
     report_contract(run, arrived)
     return arrived
 
