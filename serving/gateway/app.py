@@ -13,7 +13,7 @@ from core.keys import bearer, read_key
 from observability.tracing import Tracing
 from serving.gateway import traces
 from serving.gateway.auditing import GatewayAudit
-from serving.gateway.balancer import Balancer
+from serving.gateway.balancer import Balancer, Rules
 from serving.gateway.cache import ResponseCache
 from serving.gateway.cache_store import CacheStore
 from serving.gateway.config import GatewayConfig
@@ -28,12 +28,13 @@ from serving.gateway.limits import Admission, Body, Budget
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.policies import Policies
 from serving.gateway.proxy import Proxy
+from serving.gateway.regions import Regions, read_authorizations
 from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
 from serving.gateway.response_ids import ResponseIds
 from serving.gateway.routes import Routes, RoutesFile
 from serving.gateway.settlement import Settlement
 from serving.gateway.shadow import Shadow
-from serving.gateway.upstream import DEADLINE_HEADER, Upstream
+from serving.gateway.upstream import DEADLINE_HEADER, READY_PATH, Upstream
 
 PREFIX = "/openai/v1/"
 GENERATING = frozenset((PREFIX + "chat/completions", PREFIX + "completions"))
@@ -69,7 +70,13 @@ class Gateway:
         self._guard = guard
         self._audit = audit
         self._cache = ResponseCache(store)
-        self.balancer = Balancer(config.conversation_key, config.seed)
+        self._regions = Regions(config, read_authorizations(config.regions), _loop_seconds)
+        rules = Rules(
+            config.endpoint_concurrency_max, config.endpoint_waiting_max, config.ramp_seconds
+        )
+        self.balancer = Balancer(
+            config.conversation_key, config.seed, rules, self._regions.arms, _loop_seconds
+        )
         self.metrics = Metrics(config.series_max, config.series_keep_seconds)
         self.settlement = Settlement(
             config.series_max,
@@ -104,9 +111,12 @@ class Gateway:
             self.metrics,
             self._proxy,
             self._policies,
+            self._regions,
+            config.hedge_seconds > 0,
         )
         self._counting: tuple[Counting, ...] = (
-            self.settlement, self._shadow, self._cache, self._policies, guard, audit,
+            self.settlement, self._shadow, self._cache, self._policies, self._regions, self._proxy,
+            guard, audit,
         )  # fmt: skip
         self._bodies = Budget(config.bodies_bytes_max)
         self._file = RoutesFile(home / "control" / "routes.json", self._apply)
@@ -116,6 +126,7 @@ class Gateway:
         self.metrics.apply(routes.generation, self.balancer.services.values())
         self.settlement.apply(self.balancer.services.values())
         self._shadow.apply(self.balancer.services.values())
+        self._regions.apply(self.balancer.services.values())
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: the process's lifespan or one request."""
@@ -132,6 +143,9 @@ class Gateway:
         self._audit.start()
         self._shadow.start()
         self.health.start()
+        self.balancer.apply(Routes())
+        self._regions.apply(self.balancer.services.values())
+        self._regions.start()
         self._file.watch(self._config.routes_poll_seconds)
         if self._cache.keeps:
             self._policies.start()
@@ -140,6 +154,7 @@ class Gateway:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._file.close()
+        await self._regions.close()
         await self._policies.close()
         await self._shadow.close()
         await self.health.close()
@@ -249,7 +264,7 @@ class Gateway:
     def _local(self, scope: Message) -> tuple[int, list[Header], bytes]:
         """Answer what concerns the gateway itself."""
         path = scope["path"]
-        known = path in ("/healthz", "/metrics", "/serin/routes", MODELS)
+        known = path in ("/healthz", "/metrics", "/serin/routes", READY_PATH, MODELS)
         if not known and not path.startswith(MODELS + "/"):
             raise Refusal(404, f"there is nothing at {path[:200]!r}", "unknown_path")
         _require(scope, "GET")
@@ -257,12 +272,25 @@ class Gateway:
             return 200, [(b"content-type", CONTENT_TYPE)], self._shown()
         if path == "/healthz":
             return _json({"status": "ok", "generation": self.balancer.routes.generation})
+        if path == READY_PATH:
+            return self._ready()
         if path == "/serin/routes":
             return _json(self.balancer.routes)
         if path == MODELS:
             names = list(self.balancer.services)
             return _json({"object": "list", "data": [_model(name) for name in names]})
         return _json(_model(self._handler.service(path.removeprefix(MODELS + "/")).name))
+
+    def _ready(self) -> tuple[int, list[Header], bytes]:
+        """What another region's gateway asks: whether anything can be answered in this one."""
+        found = any(
+            endpoint.available
+            for service in self.balancer.services.values()
+            for arm in service.arms
+            for endpoint in arm.endpoints
+        )
+        status, head, content = _json({"ready": found})
+        return status if found else 503, head, content
 
     async def _watched(self, question: Question, receive: Receive) -> None:
         """Work on a request that is here whole; stop as soon as its client closes."""
@@ -321,6 +349,10 @@ async def _refuse_and_linger(refusal: Refusal, receive: Receive, reply: Reply) -
     except TimeoutError:
         pass  # a client that neither sends nor closes
     await reply.end()
+
+
+def _loop_seconds() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _require(scope: Message, method: str) -> None:

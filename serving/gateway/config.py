@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.errors import ConfigurationError
 from observability.audit import AuditConfig
 from serving.gateway.guard_config import GuardConfig
+from serving.gateway.region_config import RegionsConfig
 
 
 class GatewayConfig(BaseModel):
@@ -62,6 +63,35 @@ class GatewayConfig(BaseModel):
     )
     sends_max: int = Field(
         default=2, ge=1, le=5, description="times that one request may be sent to an endpoint"
+    )
+    endpoint_concurrency_max: int = Field(
+        default=256,
+        ge=1,
+        description="requests that one endpoint may have at once; further ones wait for a place",
+    )
+    endpoint_waiting_max: int = Field(
+        default=64, ge=0, description="requests that may wait for an arm's endpoints (429 above)"
+    )
+    retry_share_max: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of a service's requests in 10 s that may be sent again after work on "
+        "them may have begun",
+    )
+    retries_per_second_min: float = Field(
+        default=10.0, ge=0, description="so many a second may be sent again in any case"
+    )
+    ramp_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="time in which an endpoint that came back gets its whole share again",
+    )
+    hedge_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="a deterministic request without an answer for this long is sent to a second "
+        "endpoint as well; 0: never. Not while a canary runs",
     )
     buffer_bytes_max: int = Field(
         default=1 << 20,
@@ -185,6 +215,9 @@ class GatewayConfig(BaseModel):
     guard: GuardConfig = Field(
         default=GuardConfig(), description="keys, bans, long inputs and degradation"
     )
+    regions: RegionsConfig = Field(
+        default=RegionsConfig(), description="where else the models are served"
+    )
     audit: AuditConfig = Field(
         default=AuditConfig(), description="how answers of the gateway's own are recorded"
     )
@@ -196,6 +229,9 @@ class GatewayConfig(BaseModel):
             raise ValueError("eject_seconds_max is below eject_seconds_first")
         if self.bodies_bytes_max < self.body_bytes_max:
             raise ValueError("bodies_bytes_max is below body_bytes_max")
+        places = self.regions.places(self.concurrency_max)
+        if min(places) < 1 or sum(places) > self.concurrency_max:
+            raise ValueError("the regions' concurrency_max do not fit into concurrency_max")
         return self
 
 

@@ -32,7 +32,7 @@ class Health:
 
     def start(self) -> None:
         """Begin to look for hung endpoints on the running loop."""
-        self._spawn(self._watch_silent())
+        self._spawn(self._watch())
 
     async def close(self) -> None:
         """Stop all probing."""
@@ -65,30 +65,37 @@ class Health:
                 break
         endpoint.ejected = False
         endpoint.missed_probes = 0
+        self._balancer.returned(endpoint)
         if not endpoint.gone:
             log.warning("%s (%s) is back", endpoint.url, endpoint.revision)
         self._balancer.notify()
 
-    async def _watch_silent(self) -> None:
+    async def _watch(self) -> None:
         """A stopped process keeps its connections: only its readiness route tells it from a slow
-        one. Probes go only to endpoints that left a request without a byte for long."""
-        loop = asyncio.get_running_loop()
+        one. Where requests may go to other regions, every endpoint is asked, else only those that
+        left a request without a byte for long."""
+        config, loop = self._config, asyncio.get_running_loop()
+        every = bool(config.regions.others)
+        pause = min(config.suspect_seconds, config.probe_seconds_max)
         while True:
-            await asyncio.sleep(min(self._config.suspect_seconds, self._config.probe_seconds_max))
-            before = loop.time() - self._config.suspect_seconds
-            silent = [
+            await asyncio.sleep(config.regions.probe_seconds if every else pause)
+            before = loop.time() - config.suspect_seconds
+            asked = [
                 item
                 for item in self._balancer.endpoints()
-                if not item.ejected and next(iter(item.waiting.values()), loop.time()) < before
+                if not item.ejected
+                and (every or next(iter(item.waiting.values()), loop.time()) < before)
             ]
-            await asyncio.gather(*(self._examine(endpoint) for endpoint in silent))
+            await asyncio.gather(*(self._examine(endpoint) for endpoint in asked))
 
     async def _examine(self, endpoint: Endpoint) -> None:
         if await self._probe(endpoint):
             endpoint.missed_probes = 0
             return
         endpoint.missed_probes += 1
-        if endpoint.missed_probes < self._config.hung_probes:
+        config = self._config
+        most = config.regions.probes_missed_max if config.regions.others else config.hung_probes
+        if endpoint.missed_probes < most:
             return
         now = asyncio.get_running_loop().time()
         self.eject(endpoint, "hung")

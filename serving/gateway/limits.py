@@ -31,6 +31,11 @@ class Admission:
         return 1 - self._free / self._places
 
     @property
+    def free(self) -> int:
+        """Places that nobody has."""
+        return self._free
+
+    @property
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._queue)
@@ -56,6 +61,13 @@ class Admission:
             if isinstance(error, TimeoutError):
                 raise Full("wait_too_long") from error
             raise
+
+    def try_enter(self) -> bool:
+        """Take a place if one is free now."""
+        if self._free <= 0:
+            return False
+        self._free -= 1
+        return True
 
     def leave(self) -> None:
         """Give a place back: to the first that waits."""

@@ -7,14 +7,12 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from typing import Literal
 
 from core.contracts import LATENCY_BUCKETS_SECONDS
 from serving.gateway.balancer import Arm, Service
 from serving.gateway.exposition import family, labels
+from serving.gateway.outcomes import OUTCOMES, Outcome
 
-Outcome = Literal["ok", "error", "client_error", "cancelled"]
-OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "client_error", "cancelled")
 EDGES = tuple(repr(edge) for edge in LATENCY_BUCKETS_SECONDS)
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

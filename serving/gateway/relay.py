@@ -18,7 +18,7 @@ NOT_PASSED = frozenset(
     (
         b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"trailer",
         b"upgrade", b"proxy-authenticate", b"date", b"server", b"x-request-id", b"x-serin-arm",
-        b"x-serin-response-id",
+        b"x-serin-response-id", b"x-serin-region",
     )
 )  # fmt: skip
 

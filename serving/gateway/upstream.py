@@ -16,6 +16,8 @@ from serving.gateway.scoring import read_bounded
 
 DEADLINE_HEADER = "x-serin-deadline-seconds"
 REVISION_HEADER = "x-serin-revision"
+REGION_HEADER = "x-serin-region"
+"""To another region's gateway: who has chosen it already. To a client: which region answered."""
 IDLE_SECONDS = 2.0
 """An unused connection is closed before the predictor's server does it (5 s): no race between
 its close and our next request."""

@@ -109,6 +109,7 @@ def test_a_held_request_follows_its_revision_through_new_routes() -> None:
     drawn = found.services["assistant"].arms[1]
     found.apply(routes(60))
     arm, endpoint = found.choose("assistant", drawn) or pytest.fail("nothing chosen")
+    assert endpoint is not None
     assert (arm.revision, endpoint.url) == ("assistant-00002", "http://127.0.0.1:3")
     found.apply(routes(60, canary="assistant-00003"))
     arm, _ = found.choose("assistant", drawn) or pytest.fail("nothing chosen")
