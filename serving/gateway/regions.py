@@ -85,7 +85,7 @@ class Regions:
         for region, item in zip(others, own.others, strict=True):
             for service, urls in item.models.items():
                 self._add(region, service, urls)
-        self._pools: dict[str, list[Pool]] = {}
+        self.pools: dict[str, list[Pool]] = {}
         self._home: dict[str, Pool] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -121,7 +121,7 @@ class Regions:
                 for endpoint in arm.endpoints:
                     endpoint.pool = pool if arm is stable else None
             pools[service.name] = [pool, *self._elsewhere.get(service.name, ())]
-        self._pools = pools
+        self.pools = pools
 
     def start(self) -> None:
         """Begin to look after the regions on the running loop."""
@@ -140,7 +140,7 @@ class Regions:
         Requests of one `client` stay together. With `stays` it is for this region: another
         gateway has chosen.
         """
-        pools = self._pools.get(service, [])
+        pools = self.pools.get(service, [])
         if stays:
             return self.home if service in self._home else None
         if len(pools) <= 1:
@@ -163,7 +163,7 @@ class Regions:
         prefix = "serin_gateway_region_"
         rows = [
             (labels(service=service, region=pool.region.name), pool, share)
-            for service, pools in self._pools.items()
+            for service, pools in self.pools.items()
             for pool, share in zip(pools, self._shares(pools, now), strict=True)
         ]
         text = "Share of a service's requests that go to the region, 0 to 1."
@@ -204,7 +204,7 @@ class Regions:
     async def _keep_looking(self) -> None:
         while True:
             now = self._clock()
-            for pools in self._pools.values():
+            for pools in self.pools.values():
                 for pool in pools:
                     pool.look(now)
             await asyncio.sleep(LOOK_SECONDS)
