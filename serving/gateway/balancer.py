@@ -33,13 +33,16 @@ class Endpoint:
         "outstanding",
         "pool",
         "ready",
+        "region",
         "revision",
         "url",
         "waiting",
     )
 
-    def __init__(self, revision: str, url: str) -> None:
+    def __init__(self, revision: str, url: str, region: str = "") -> None:
         self.revision = revision
+        self.region = region
+        """Another region's name; empty in the gateway's own."""
         self.url = url.rstrip("/")
         self.ready = True
         self.ejected = False

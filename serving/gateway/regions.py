@@ -96,7 +96,7 @@ class Regions:
 
     def _add(self, region: Region, service: str, urls: Iterable[str]) -> None:
         pool = Pool(region, self._config)
-        pool.endpoints = tuple(Endpoint("", url) for url in urls)
+        pool.endpoints = tuple(Endpoint("", url, region.name) for url in urls)
         for endpoint in pool.endpoints:
             endpoint.pool = pool
         arm = Arm("stable", "", "", 100.0, tuple(pool.endpoints), region=region.name)

@@ -166,10 +166,12 @@ class Sender:
         headers = job.headers.copy()
         headers[DEADLINE_HEADER] = f"{max(job.deadline - now, 0.001):.3f}"
         pool = endpoint.pool
-        if pool is not None and not endpoint.revision:  # another region's
+        authorization = self._upstream.authorization
+        if pool is not None and endpoint.region:  # this region's token is not for others to see
             headers[REGION_HEADER] = self._config.regions.name
-            if pool.region.authorization:
-                headers["authorization"] = pool.region.authorization
+            authorization = pool.region.authorization
+        if authorization:
+            headers["authorization"] = authorization
         return headers
 
     def _leave(self, arm: Arm, endpoint: Endpoint, guest: bool) -> None:
@@ -187,7 +189,7 @@ class Sender:
     ) -> None:
         """Raise AttemptFailed for an answer that another endpoint should give instead."""
         revision = answer.headers.get(REVISION_HEADER)
-        if revision and endpoint.revision and revision != endpoint.revision:
+        if revision and not endpoint.region and revision != endpoint.revision:
             raise AttemptFailed("wrong_revision", sent=True)  # its port belongs to another now
         if answer.status in (401, 503):  # another token, draining or not ready: not begun
             raise AttemptFailed(f"status_{answer.status}", sent=False)

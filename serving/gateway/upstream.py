@@ -74,11 +74,11 @@ READING = Reading()
 
 
 class Upstream:
-    """Connections to all endpoints; `authorization` is the header that they ask for."""
+    """Connections to all endpoints; `authorization` is what those of this region ask for."""
 
     def __init__(self, config: GatewayConfig, authorization: str) -> None:
         self._config = config
-        self._headers = {"authorization": authorization}
+        self.authorization = authorization
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[tuple[str, str], URL] = {}
 
@@ -88,7 +88,6 @@ class Upstream:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            headers=self._headers,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             timeout=aiohttp.ClientTimeout(
                 total=None,

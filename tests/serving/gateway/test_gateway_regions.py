@@ -33,7 +33,8 @@ def region(answer: httpx.Response) -> str:
 
 
 def share(world: World, name: str) -> float:
-    return world.metric("serin_gateway_region_share", region=name)
+    found: float = world.metric("serin_gateway_region_share", region=name)
+    return found
 
 
 def regions_asked(world: World, count: int = 30) -> Counter[str]:
@@ -62,6 +63,8 @@ def start(world: World) -> Start:
 def test_both_regions_serve_at_once_and_a_killed_ones_share_moves(start: Start) -> None:
     world, home, away = start()
     assert min(regions_asked(world).values()) >= 5  # of 30: fewer 1 time in 30,000
+    assert "authorization" in home.seen()["headers"]
+    assert "authorization" not in away.seen()["headers"]  # home's token is none of its business
     load = world.load(30)
     until(lambda: away.seen()["requests"] > 10)
     away.kill()
@@ -206,6 +209,7 @@ def test_another_regions_gateway_answers_with_its_own_keys_and_ids(
         assert answer.json()["id"] == answer.headers["x-serin-response-id"]
         seen = behind.seen()["headers"]
         assert "x-serin-region" not in seen
+        assert "key of far" not in seen["authorization"]
         for _ in range(20):  # the far gateway answers in its own region, whatever its weights
             world.ask()
         assert far.metric("serin_gateway_draws_total") == 21

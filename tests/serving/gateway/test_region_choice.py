@@ -109,7 +109,7 @@ def test_a_share_leaves_within_five_seconds_and_comes_back_by_and_by() -> None:
 def test_a_relapse_doubles_the_rest() -> None:
     world = Map()
     eu = world.pools["eu"]
-    rests = []
+    rests: list[float] = []
     for _ in range(3):
         world.look(0.1)
         for _ in range(10):
