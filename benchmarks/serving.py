@@ -1,8 +1,9 @@
 """Serving, one optimisation at a time, against one-by-one transformers on the same machine.
 
-`python benchmarks/serving.py [--quick] [--json] [--trace FILE]`. Real predictor processes, closed
-loops of 1 to 64 clients and a trace's arrivals; repeats interleaved over the rows, medians. The
-full run adds a 135 M-parameter shape and writes results/serving.json and a plot.
+`python benchmarks/serving.py [--quick] [--json] [--trace FILE] [--shape NAME]`. Real predictor
+processes, closed loops of 1 to 64 clients and a trace's arrivals; repeats interleaved over the
+rows, medians. The full run adds a 135 M-parameter shape and writes results/serving.json and a plot;
+with --shape it measures one shape anew and leaves the other's figures as they are.
 """
 
 import argparse
@@ -319,24 +320,35 @@ def on_gpu(quick: bool) -> dict[str, Any]:
     return found
 
 
+def measured_before(but: str) -> list[dict[str, Any]]:
+    """Return the other shapes that were measured fully before."""
+    path = RESULTS / "serving.json"
+    found = json.loads(path.read_text())["measured"] if path.exists() else []
+    return [shape for shape in found if shape["shape"] != but]
+
+
 def main() -> None:
     """Run, then print or write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the small shape, fewer rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--trace", type=Path, help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens")
+    names = [plan.shape for plan in FULL]
+    parser.add_argument("--shape", choices=names, help="of the full run, only this shape")
     options = parser.parse_args()
     began = time.monotonic()
     trace = read_trace(options.trace) if options.trace else synthetic_trace()
-    shapes = []
+    source = options.trace.name if options.trace else "synthetic, seed 1"
+    shapes = measured_before(but=options.shape) if options.shape and not options.quick else []
     for plan in (QUICK,) if options.quick else FULL:
-        with tempfile.TemporaryDirectory(prefix="serving-") as folder:
-            shapes.append(measure(plan, trace, Path(folder)))
+        if options.shape in (None, plan.shape):
+            with tempfile.TemporaryDirectory(prefix="serving-") as folder:
+                shapes.append({**measure(plan, trace, Path(folder)), "trace": source})
+    shapes.sort(key=lambda found: names.index(found["shape"]))
     report = {
         "benchmark": "serving",
         "quick": options.quick,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "trace": options.trace.name if options.trace else "synthetic, seed 1",
         "measured": shapes,
         "gpu": on_gpu(options.quick),
         "wall_seconds": round(time.monotonic() - began, 1),

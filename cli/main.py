@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "policy": ("cli.policy:policy", "Check, show and compare safety policies."),
     "pii": ("cli.pii:pii", "Find sensitive data in files, and check what the lake holds."),
     "quarantine": ("cli.data:quarantine", "List the records that were refused, with reasons."),
+    "lineage": ("cli.lineage:lineage", "Tell which snapshots and versions hold a record."),
+    "forget": ("cli.lineage:forget", "Erase records, and keep them out (dry run by default)."),
     "audit": ("cli.audit:audit", "Check the record of requests and answers, and search it."),
     "bans": ("cli.gateway:bans", "List, add and lift bans of client addresses."),
     "gateway": ("cli.gateway:gateway", "Degrade the gateway, or filter long inputs, for now."),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.fs import DeltaStorageHandler
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from core.errors import ConflictError
 from lake.schema import PARTITION
@@ -124,22 +124,26 @@ def commit_files(
     metadata: Mapping[str, str],
     judged_at: int,
     storage_options: Mapping[str, str] | None = None,
+    replaced: Sequence[WrittenFile] = (),
 ) -> None:
     """Add finished files to a table in one commit, unless the table has this batch already.
 
-    Raises ConflictError when another process changed the table in a way that forbids it.
+    `replaced` are files of the same day that leave the table by that commit. Raises ConflictError
+    when another process changed the table in a way that forbids it.
     """
     options = dict(storage_options) if storage_options else None
     table = DeltaTable(address, storage_options=options)
     if table.transaction_version(batch) is not None:
         return
-    actions = [
+    now = time.time_ns() // 1_000_000
+    removed = [RemoveAction(file.name, True, now, file.size, {PARTITION: day}) for file in replaced]
+    added = [
         # Only the count: minima and maxima would copy texts into the log, out of erasure's reach.
         AddAction(
             file.name,
             file.size,
             {PARTITION: day},
-            time.time_ns() // 1_000_000,
+            now,
             True,
             msgspec.json.encode({"numRecords": file.rows}).decode(),
         )
@@ -150,7 +154,7 @@ def commit_files(
     )
     try:
         table.create_write_transaction(
-            actions,
+            [*removed, *added],
             mode="append",
             schema=table.schema(),
             partition_by=[PARTITION],

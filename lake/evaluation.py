@@ -67,6 +67,8 @@ def evaluation_set(
     if config.evaluation.uri:
         trained = known | {row.slice_name for row in training}
         outside = read_evaluation(config, check, trained)
+        erased = lake.erased_among(row.record_id for row in outside)
+        outside = [row for row in outside if row.record_id not in erased]
     return choose_rows(
         config.evaluation,
         outside=outside,

@@ -38,6 +38,7 @@ from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile, day_blocks
 from lake.spreading import PartsRun, Spread
 from lake.tables import Tables
+from lake.tombstones import read_tombstones
 from lake.workers import prepared_blocks
 
 LOOK_BYTES = 32 << 20
@@ -102,6 +103,7 @@ def take_in(
             check=check,
             judged_at=state.judged_at or float(int(time.time())),
             describe=describe,
+            tombstones=read_tombstones(tables),
         )
         alive = {digest: found for digest, found in states.items() if found.whole}
         with opened_index(

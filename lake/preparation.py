@@ -23,6 +23,7 @@ from lake.index import index_row
 from lake.readers import RawBlock, RawRow
 from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
 from lake.sketches import IndexRow, Sketches, sketch
+from lake.tombstones import ERASED, Tombstones
 
 CheckRows = Callable[[list[dict[str, Any]], float], list[Rejection]]
 """check(rows in the lake's form, now in seconds) -> the rows that break the record contract."""
@@ -53,6 +54,7 @@ class Intake:
     check: CheckRows
     judged_at: float
     describe: DescribeRows | None = None
+    tombstones: Tombstones = Tombstones()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ def prepare_block(block: RawBlock, intake: Intake, fields_required: bool = False
     cleaned = clean([shaped[index] for index in good], scrub_many if config.scrub else list)
     kept: list[tuple[RawRow, CleanRow]] = []
     for index, ready in zip(good, cleaned, strict=True):
-        if ready.response and ready.messages[-1].content and ready.record_id:
+        if intake.tombstones.cover(ready.record_id, ready.content_digest):
+            refused.append((decoded[index], ERASED))
+        elif ready.response and ready.messages[-1].content and ready.record_id:
             kept.append((decoded[index], ready))
         else:
             refused.append((decoded[index], "nothing is left after cleaning"))
@@ -181,7 +185,10 @@ def _index_row(row: CleanRow) -> IndexRow:
 
 def _refusals(refused: list[tuple[RawRow, str]], intake: Intake) -> pa.RecordBatch:
     # Scrubbed whole and cut afterwards: a cut e-mail address would no longer be recognised.
-    texts = scrub_many([_text(raw) for raw, _ in refused])
+    silent = [reason == ERASED or _is_erased(raw, intake) for raw, reason in refused]
+    texts = scrub_many(
+        ["" if erased else _text(raw) for (raw, _), erased in zip(refused, silent, strict=True)]
+    )
     return quarantine_rows(
         intake,
         rows=[raw.row for raw, _ in refused],
@@ -233,6 +240,14 @@ def taken_rows(rows: pa.RecordBatch, intake: Intake) -> pa.RecordBatch:
         texts=[msgspec.json.encode(row).decode() for row in told],
         digests=[""] * rows.num_rows,
     )
+
+
+def _is_erased(raw: RawRow, intake: Intake) -> bool:
+    """Whether a refused row names an erased record: then its text is not kept."""
+    if not isinstance(raw.value, dict):
+        return False
+    record_id = raw.value.get(intake.config.mapping.id or "id")
+    return record_id is not None and intake.tombstones.cover(str(record_id))
 
 
 def _text(raw: RawRow) -> str:

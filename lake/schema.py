@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 DESCRIPTION = "serin schema_version="
 RECORDS = "records"
 QUARANTINE = "quarantine"
+ERASURES = "erasures"
 PARTITION = "day"
 """The column that no data file holds and by which readers skip files."""
 LOG_RETENTION = "interval 36500 days"
@@ -49,7 +50,10 @@ QUARANTINE_SCHEMA = pa.schema(
         ("quarantined_at", pa.string()),
     ]
 )
-SCHEMAS = {RECORDS: RECORDS_SCHEMA, QUARANTINE: QUARANTINE_SCHEMA}
+ERASURES_SCHEMA = pa.schema(
+    [("day", pa.string()), ("id_hash", pa.string()), ("content_digest", pa.string())]
+)
+SCHEMAS = {RECORDS: RECORDS_SCHEMA, QUARANTINE: QUARANTINE_SCHEMA, ERASURES: ERASURES_SCHEMA}
 
 Migration = Callable[[str, Mapping[str, str] | None], None]
 MIGRATIONS: dict[int, Migration] = {}
@@ -121,7 +125,10 @@ def migrate_lake(
     for version in range(before, target):
         steps[version](uri, options)
         for name in SCHEMAS:
-            table = DeltaTable(f"{uri.rstrip('/')}/{name}", storage_options=stored)
+            place = f"{uri.rstrip('/')}/{name}"
+            if not DeltaTable.is_deltatable(place, storage_options=stored):
+                continue  # a table that came later than the lake
+            table = DeltaTable(place, storage_options=stored)
             table.alter.set_table_description(f"{DESCRIPTION}{version + 1}")
     return before
 

@@ -1,7 +1,8 @@
 """Snapshots: immutable slices of the lake, named by the digest of their content; flags and passes.
 
-A snapshot folder holds training.parquet, held_out.parquet and snapshot.json; beside the folders lie
-the marks that the gates' verdicts left (`flags/`, `passed/`, `readmitted/`).
+A snapshot is the ids and digests of its records (`members/ID.parquet`); its folder holds a manifest
+and the rows as a cache, which can be made anew from the lake. Beside the folders lie the marks that
+the gates' verdicts left (`flags/`, `passed/`, `readmitted/`).
 """
 
 import os
@@ -9,7 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ import pyarrow.parquet as pq
 from core.contracts import Record, SnapshotRef
 from core.digests import digest_file, digest_json
 from core.errors import IntegrityError, NotFoundError
+from lake.members import Member, read_members, write_members
 from lake.replay import earlier_held_out, earlier_rows
 from lake.schema import RECORDS_SCHEMA
 from lake.table import Lake, VersionEntry, record_of
 
 __all__ = [
     "Mark",
+    "Materialised",
     "SnapshotManifest",
     "create_snapshot",
     "earlier_held_out",
@@ -38,6 +41,7 @@ __all__ = [
     "load_held_out",
     "load_rows",
     "mark_passed",
+    "materialise",
     "old_snapshots",
     "passed_versions",
     "read_manifest",
@@ -45,19 +49,36 @@ __all__ = [
 ]
 
 TRAINING, HELD_OUT, MANIFEST = "training.parquet", "held_out.parquet", "snapshot.json"
+CACHE = "cache.json"
 FLAGS, PASSED, READMITTED = "flags", "passed", "readmitted"
+MEMBERS = "members"
 IN_ORDER = [("day", "ascending"), ("source", "ascending"), ("row", "ascending")]
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotManifest:
-    """What a snapshot holds. `versions` maps each Delta version to its day."""
+    """What a snapshot holds. `versions` maps each Delta version to its day.
+
+    `files` are the digests of the rows as they were cut, `lake_uri` is where they came from.
+    """
 
     snapshot: SnapshotRef
     versions: dict[int, str]
     rows_by_slice: dict[str, int]
     files: dict[str, str]
     schema_version: int = 1
+    lake_uri: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Materialised:
+    """A snapshot's rows as they are in its folder now: digests of the files, and what is missing.
+
+    `tombstones` are the ids of records that the snapshot held and the lake no longer has.
+    """
+
+    files: dict[str, str]
+    tombstones: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +127,57 @@ def create_snapshot(
     if not (folder / snapshot_id / MANIFEST).is_file():
         versions = {entry.version: entry.day for entry in entries}
         slices = Counter(training["slice_name"].to_pylist())
-        _write(folder, ref, training, held_out, versions, dict(slices.most_common()))
+        manifest = SnapshotManifest(ref, versions, dict(slices.most_common()), {}, 1, lake.uri)
+        _write(folder, manifest, training, held_out)
+    if read_members(folder / MEMBERS, snapshot_id) is None:
+        write_members(folder / MEMBERS, snapshot_id, map(_member, columns))
     return read_manifest(ref).snapshot
 
 
+def materialise(ref: SnapshotRef, lake: Lake) -> Materialised:
+    """Make a snapshot's rows anew from the lake, in place of those in its folder.
+
+    Its id stays. Records that were erased since are missing, and told as tombstones. Raises
+    NotFoundError when nobody knows any more which records it held, IntegrityError when the lake
+    has other contents for them.
+    """
+    manifest, folder = read_manifest(ref), Path(ref.uri).parent
+    members = read_members(folder / MEMBERS, ref.snapshot_id)
+    if members is None:
+        raise NotFoundError(f"the list of records of snapshot {ref.snapshot_id} is gone")
+    wanted = {(member.record_id, member.content_digest) for member in members}
+    entries = [entry for entry in lake.versions() if entry.version in manifest.versions]
+    table = _rows_in_order(lake, entries)
+    keys = zip(table["record_id"].to_pylist(), table["content_digest"].to_pylist(), strict=True)
+    table = table.filter(pa.array([key in wanted for key in keys], type=pa.bool_()))
+    present = set(table["record_id"].to_pylist())
+    lost = sorted({record_id for record_id, _ in wanted} - present)
+    unexplained = set(lost) - lake.erased_among(lost)
+    if unexplained:
+        raise IntegrityError(
+            f"the lake lacks {len(unexplained)} records of snapshot {ref.snapshot_id} that were "
+            "not erased; restore it from a backup"
+        )
+    training = table.filter(pa.compute.invert(table["held_out"]))
+    files = _write_rows(Path(ref.uri), training, table.filter(table["held_out"]))
+    cache = Materialised(files, tuple(lost))
+    _replace(Path(ref.uri) / CACHE, msgspec.json.encode(cache))
+    return cache
+
+
+def materialised(ref: SnapshotRef) -> Materialised:
+    """Return what is in a snapshot's folder: as it was cut, or as it was made anew since."""
+    path = Path(ref.uri) / CACHE
+    if not path.is_file():
+        return Materialised(read_manifest(ref).files, ())
+    return msgspec.json.decode(path.read_bytes(), type=Materialised)
+
+
 def load_rows(ref: SnapshotRef) -> list[Record]:
-    """Return the training rows. Raises IntegrityError when the file is not as it was written."""
+    """Return the training rows, made anew from the lake where they are missing.
+
+    Raises IntegrityError when the file is not as it was written.
+    """
     return _load(ref, TRAINING)
 
 
@@ -242,35 +308,43 @@ def _rows_in_order(lake: Lake, entries: list[VersionEntry]) -> pa.Table:
     return table.filter(pa.array(first, type=pa.bool_()))
 
 
+def _member(row: Mapping[str, Any]) -> Member:
+    role = "held_out" if row["held_out"] else "training"
+    return Member(row["record_id"], row["content_digest"], role)
+
+
 def _write(
-    folder: Path,
-    ref: SnapshotRef,
-    training: pa.Table,
-    held_out: pa.Table,
-    versions: dict[int, str],
-    slices: dict[str, int],
+    folder: Path, manifest: SnapshotManifest, training: pa.Table, held_out: pa.Table
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".cutting-", dir=folder))
     try:
-        for name, table in ((TRAINING, training), (HELD_OUT, held_out)):
-            pq.write_table(table, scratch / name, compression="zstd", compression_level=1)
-        files = {name: digest_file(scratch / name) for name in (TRAINING, HELD_OUT)}
-        manifest = SnapshotManifest(ref, versions, slices, files)
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        files = _write_rows(scratch, training, held_out)
+        text = msgspec.json.format(msgspec.json.encode(replace(manifest, files=files)), indent=2)
         (scratch / MANIFEST).write_bytes(text)
         # A folder without its manifest is the rest of an interrupted deletion.
-        shutil.rmtree(ref.uri, ignore_errors=True)
-        os.rename(scratch, ref.uri)
+        shutil.rmtree(manifest.snapshot.uri, ignore_errors=True)
+        os.rename(scratch, manifest.snapshot.uri)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _write_rows(folder: Path, training: pa.Table, held_out: pa.Table) -> dict[str, str]:
+    """Write both files; return their digests."""
+    for name, table in ((TRAINING, training), (HELD_OUT, held_out)):
+        draft = folder / f".{name}.{os.getpid()}"
+        pq.write_table(table, draft, compression="zstd", compression_level=1)
+        draft.replace(folder / name)
+    return {name: digest_file(folder / name) for name in (TRAINING, HELD_OUT)}
+
+
 def _load(ref: SnapshotRef, name: str) -> list[Record]:
-    manifest = read_manifest(ref)
-    path = Path(ref.uri) / name
-    if not path.is_file() or digest_file(path) != manifest.files[name]:
-        raise IntegrityError(f"{path} is missing or changed; delete {ref.uri} and cut it again")
+    manifest, path = read_manifest(ref), Path(ref.uri) / name
+    cache = materialised(ref)
+    if not path.is_file() and manifest.lake_uri:
+        cache = materialise(ref, Lake(manifest.lake_uri))
+    if not path.is_file() or digest_file(path) != cache.files[name]:
+        raise IntegrityError(f"{path} is missing or changed; delete {path} to have it made anew")
     return [record_of(row) for row in pq.read_table(path).to_pylist()]
 
 
@@ -281,9 +355,13 @@ def _write_mark(
     days = tuple(dict.fromkeys(versions.values()))
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     mark = Mark(ref.snapshot_id, tuple(sorted(versions)), days, reasons, now)
-    scratch = folder / f".{ref.snapshot_id}.{os.getpid()}"
-    scratch.write_bytes(msgspec.json.encode(mark))
-    scratch.replace(folder / f"{ref.snapshot_id}.json")
+    _replace(folder / f"{ref.snapshot_id}.json", msgspec.json.encode(mark))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_bytes(data)
+    scratch.replace(path)
 
 
 def _marks(folder: Path) -> list[Mark]:

@@ -4,7 +4,7 @@ How a row becomes good, preparation.py knows; how a file comes in, ingestion.py.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from core.contracts import IntakeEvidence, Message, Record
 from lake.ingestion import Watch, take_in
 from lake.log import VersionEntry, file_states
 from lake.preparation import CheckRows, DescribeRows
-from lake.schema import QUARANTINE, RECORDS
+from lake.schema import ERASURES, QUARANTINE, RECORDS
 from lake.sources import DayFile, IngestConfig
 from lake.spreading import Spread
 from lake.tables import Tables
+from lake.tombstones import read_tombstones
 
 __all__ = ["IngestReport", "Lake", "LakeStatistics", "RetentionPlan", "VersionEntry", "record_of"]
 
@@ -190,13 +191,17 @@ class Lake(Tables):
         ]
         return sorted(rows, key=lambda row: (row["day"], row["source"], row["row"]))[:limit]
 
+    def erased_among(self, record_ids: Iterable[str]) -> set[str]:
+        """Return those of the ids whose records were erased on request."""
+        return read_tombstones(self).among(record_ids)
+
     def retention(self, hours: int = 168, dry_run: bool = True) -> RetentionPlan:
         """Plan (and without `dry_run` remove) files that no version needs and older than `hours`.
 
         Those are left-overs of interrupted writes and of deleted rows; days stay readable.
         """
         files: dict[str, tuple[str, ...]] = {}
-        for name in (RECORDS, QUARANTINE):
+        for name in (RECORDS, QUARANTINE, ERASURES):
             table = self.table(name)
             if table is not None:
                 found = table.vacuum(

@@ -24,6 +24,7 @@ RECORD_FOLDER = "serin"
 LINEAGE_FILE, VERDICT_FILE, PAGE_FILE = "lineage.json", "verdict.json", "verdict.md"
 MODEL_SCHEME = "models:/"
 KEY, REPLACED = "registration", "replaced_version"
+ERASED = "erased_records"
 VERSIONS_MAX = 1000
 GIT_SECONDS_MAX = 10
 TAG_LENGTH_MAX = 5000
@@ -71,6 +72,7 @@ class ModelVersion:
     code_revision: str
     state: str
     reason: str
+    erased: str = ""
 
 
 class Registry:
@@ -193,6 +195,10 @@ class Registry:
         """A version that is not to be released: no candidate any more, with the reason."""
         self._drop("candidate", version)
         self._tag(version, {"state": "withdrawn", "reason": reason})
+
+    def mark_erased(self, version: str, text: str) -> None:
+        """Say of a version that records it was trained on were erased since."""
+        self._tag(version, {ERASED: text})
 
     def lineage(self, version: str) -> Lineage:
         """Read all that a version came from.
@@ -324,6 +330,7 @@ class Registry:
             code_revision=tags["code_revision"],
             state=tags.get("state", "registered"),
             reason=tags.get("reason", ""),
+            erased=tags.get(ERASED, ""),
         )
 
 

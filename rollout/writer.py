@@ -133,6 +133,24 @@ class Writer:
             return taken
         return self._store(taken, event, {**body, "from_holder": found.holder}, serving)
 
+    def record(
+        self, namespace: str, service: str, event: str, holder: str, body: Mapping[str, Any]
+    ) -> None:
+        """Append an event that is about a service and no release, such as a recovery."""
+        self._append_row(
+            {
+                "release_id": "",
+                "namespace": namespace,
+                "service": service,
+                "kind": event,
+                "state": "",
+                "epoch": 0,
+                "holder": holder,
+                "body": body_text(body),
+                "serving": "",
+            }
+        )
+
     def learn_revision(
         self, service_uid: str, revision: str, bundle_digest: str, model_version: str
     ) -> None:
@@ -179,20 +197,24 @@ class Writer:
         body: Mapping[str, Any],
         serving: Iterable[ServingShare],
     ) -> int:
+        return self._append_row(
+            {
+                "release_id": release.release_id,
+                "namespace": release.namespace,
+                "service": release.service,
+                "kind": event,
+                "state": str(release.state),
+                "epoch": release.epoch,
+                "holder": release.holder,
+                "body": body_text(body),
+                "serving": serving_text(serving),
+            }
+        )
+
+    def _append_row(self, content: Mapping[str, Any]) -> int:
+        """Append an event, without its place, time and hashes, to the chain; return its place."""
         seq, previous = read_head(self._connection)
-        row = {
-            "seq": seq + 1,
-            "time": self.now,
-            "release_id": release.release_id,
-            "namespace": release.namespace,
-            "service": release.service,
-            "kind": event,
-            "state": str(release.state),
-            "epoch": release.epoch,
-            "holder": release.holder,
-            "body": body_text(body),
-            "serving": serving_text(serving),
-        }
+        row = {"seq": seq + 1, "time": self.now, **content}
         self._note_clock(seq)
         linked = chain(row, previous)
         self._connection.execute(insert(EVENTS).values(**linked))

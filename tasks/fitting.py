@@ -7,6 +7,7 @@ from core.contracts import Figure, SnapshotRef
 from core.settings import Settings
 from lake.snapshots import load_rows
 from tasks.judging import DataJudgement
+from tasks.lineage import note_training
 from tasks.preparing import earlier_training, open_lake
 from tasks.stable import parent_adapter, stable_version
 from tasks.stages import LOG, DayRun, stage
@@ -15,6 +16,7 @@ from training.base import BaseRef, build_base, find_base
 from training.bundle import BundleRef, build_bundle
 from training.config import BaseConfig, BundleConfig, TrainConfig
 from training.lora import AdapterRef, train_adapter
+from training.replay import choose_replay
 
 REPLAY_CANDIDATES_MAX = 200_000
 
@@ -61,6 +63,7 @@ def fit_adapter(
     tracked.log_snapshot(snapshot, open_lake().address())
     adapter = train_adapter(config, base, rows, replay, parent, out, tracked.log_metrics)
     tracked.flush()
+    note_training(adapter.digest, rows, choose_replay(rows, replay, config))
     return Fitted(adapter, tracked.run_id)
 
 

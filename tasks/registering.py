@@ -7,6 +7,7 @@ from core.settings import Settings
 from lake.snapshots import flag_snapshot, load_rows, mark_passed
 from registry.versions import Lineage, code_revision
 from tasks.fitting import Fitted
+from tasks.lineage import note_version
 from tasks.preparing import open_lake, snapshots_folder
 from tasks.stable import bundle_uri, open_registry, stable_version
 from tasks.stages import DayRun, stage
@@ -52,7 +53,7 @@ def register_candidate(
     version = registry.register(fitted.adapter.path, lineage, verdict, page)
     open_tracking(run).log_verdict(verdict, page)
     mark_passed(snapshots_folder(), snapshot)
-    return Candidate(
+    candidate = Candidate(
         service=settings.service,
         model_version=version.version,
         bundle_digest=bundle.digest,
@@ -62,6 +63,8 @@ def register_candidate(
         verdict_digest=verdict.digest,
         stable_version=stable.version if stable else None,
     )
+    note_version(candidate, snapshot)
+    return candidate
 
 
 @stage("flag snapshot", retries=2)
