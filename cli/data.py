@@ -35,6 +35,7 @@ def gc(
         int, typer.Option(min=0, help="newest bundles, adapters, snapshots and stories to keep")
     ] = 5,
     days: Annotated[float, typer.Option(min=0, help="age of reports, logs and runs")] = 30,
+    audit_days: Annotated[float, typer.Option(min=0, help="age of the audit's segments")] = 365,
     hours_min: Annotated[
         float, typer.Option(min=0, help="nothing touched within so many hours goes")
     ] = 24,
@@ -45,7 +46,7 @@ def gc(
     """
     from cli.retention import RetentionConfig, leftovers
 
-    config = RetentionConfig(keep=keep, days=days, hours_min=hours_min)
+    config = RetentionConfig(keep=keep, days=days, audit_days=audit_days, hours_min=hours_min)
     found = list(leftovers(Settings.read(), config))
     for item in found:
         size = "" if item.bytes is None else f"  {item.bytes / MIB:.1f} MiB"

@@ -22,6 +22,7 @@ from cli.environment import stack_environment
 from cli.readiness import fetch_json
 from cli.stack import sqlite_path
 from cli.stack_file import read_stack
+from core.keys import read_key
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class RetentionConfig(BaseModel):
     stable_keep: int = Field(default=3, ge=2, description="versions that were last stable")
     days: float = Field(default=30, ge=0, description="age of reports, logs and runs")
     hours_min: float = Field(default=24, ge=0, description="nothing younger is touched")
+    audit_days: float = Field(default=365, ge=0, description="age of segments of the audit")
     lake_hours: int = Field(default=168, ge=0, description="age of files that no version needs")
 
 
@@ -94,6 +96,7 @@ def leftovers(settings: Settings, config: RetentionConfig) -> Iterator[Leftover]
     yield from _paths("log", _before(_entries(home / "logs"), old))
     stories = [path for path in _entries(home / "stories") if not read_stack(path).living]
     yield from _paths("story", _beyond(stories, config.keep, young))
+    yield from _audit(settings, config)
     yield from _lake_files(settings, config)
     yield from _prefect_runs(settings, old)
     yield from _mlflow_runs(settings, old)
@@ -201,6 +204,17 @@ def _snapshots(
 
     doomed = old_snapshots(folder, kept.snapshots, config.keep, dry_run=True)
     yield from _paths("snapshot", _before(doomed, young))
+
+
+def _audit(settings: Settings, config: RetentionConfig) -> Iterator[Leftover]:
+    from observability.audit_retention import old_segments, retire
+
+    folder = settings.home / "audit"
+    seconds = max(config.audit_days * DAY_SECONDS, config.hours_min * HOUR_SECONDS)
+    for old in old_segments(folder, time.time() - seconds):
+        key = read_key(settings.home / "control" / "audit.key")
+        act = partial(retire, folder, key, old)
+        yield Leftover("audit", f"{old.process}, segments {old.first}-{old.last}", old.bytes, act)
 
 
 def _lake_files(settings: Settings, config: RetentionConfig) -> Iterator[Leftover]:

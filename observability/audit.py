@@ -4,6 +4,7 @@ A row is handed to the kernel before its answer ends, so a killed process loses 
 disk within `sync_seconds`, which is all that a crash of the machine can cost.
 """
 
+import fcntl
 import logging
 import os
 import secrets
@@ -64,7 +65,8 @@ class Audit:
         self._segment, self._seq, self._hash = 0, 0, GENESIS
         self._size = self._synced = 0
         self._broken = False
-        self._full: list[Path] = []
+        self._full: list[tuple[int, Path]] = []
+        """Full segments, still open, that are to be synced and packed."""
         try:
             self._folder.mkdir(parents=True)
             self._file = self._open()
@@ -118,17 +120,17 @@ class Audit:
         full, number = self._file, self._segment
         if self._broken:
             os.ftruncate(full, self._size)
-        file = self._open()
-        os.fsync(full)
-        os.close(full)
-        self._file, self._size, self._synced, self._broken = file, 0, self._seq, False
-        self._full.append(segment_path(self._folder, number))
+        self._file = self._open()
+        self._size, self._broken = 0, False
+        self._full.append((full, segment_path(self._folder, number)))
 
     def _open(self) -> int:
         self._segment += 1
         path = segment_path(self._folder, self._segment)
         try:
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells that its writer lives
+            return file
         except OSError:
             self._segment -= 1
             raise
@@ -144,16 +146,25 @@ class Audit:
                 if last or self._clock() - index_at >= self._config.index_seconds:
                     index_at = self._clock()
                     self._index_head()
-                while self._full:
-                    pack(self._full[0])
-                    del self._full[0]
+                self._pack()
             except OSError as error:
                 log.error("the audit falls behind: %s", error)
+
+    def _pack(self) -> None:
+        """Turn full segments into Parquet; one that cannot be packed now is tried again."""
+        while self._full:
+            file, path = self._full[0]
+            pack(path)
+            os.close(file)
+            del self._full[0]
 
     def _sync(self) -> None:
         with self._lock:
             seq, file = self._seq, os.dup(self._file)
+            full = [older for older, _ in self._full]
         try:
+            for older in full:
+                os.fsync(older)
             if seq > self._synced:
                 os.fsync(file)
                 self._synced = seq

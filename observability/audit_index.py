@@ -20,6 +20,7 @@ from core.errors import IntegrityError
 INDEX = "index.jsonl"
 TAIL_BYTES = 1 << 16
 """More than the longest entry."""
+RETIRED = b'{"kind":"retired"'
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -35,6 +36,10 @@ class Head(msgspec.Struct, frozen=True):
     signature: str = ""
 
 
+class Retirement(Head, frozen=True, tag_field="kind", tag="retired"):
+    """The chain's segments up to `segment` were whole, ended with this row and were deleted."""
+
+
 class AuditIndex:
     """<folder>/index.jsonl, appended to by every writing process under a lock."""
 
@@ -45,11 +50,18 @@ class AuditIndex:
 
     def add(self, process: str, segment: int, seq: int, digest: str) -> None:
         """Append one entry durably. Raises OSError when it cannot be written."""
+        self._append(Head, process, segment, seq, digest)
+
+    def retire(self, process: str, segment: int, seq: int, digest: str) -> None:
+        """Note durably that a chain's first segments are deleted on purpose. Raises OSError."""
+        self._append(Retirement, process, segment, seq, digest)
+
+    def _append(self, kind: type[Head], process: str, segment: int, seq: int, digest: str) -> None:
         with open(self._path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             last = _last_line(file)
             previous = chain_digest("", last.decode()) if last else ""
-            head = Head(self._clock(), process, segment, seq, digest, previous)
+            head = kind(self._clock(), process, segment, seq, digest, previous)
             head = msgspec.structs.replace(head, signature=self._sign(head))
             file.write(msgspec.json.encode(head) + b"\n")
             file.flush()
@@ -65,7 +77,8 @@ class AuditIndex:
         lines = data.split(b"\n")
         for number, text in enumerate(lines[:-1], start=1):  # after the last newline: torn
             try:
-                head = msgspec.json.decode(text, type=Head)
+                kind = Retirement if text.startswith(RETIRED) else Head
+                head = msgspec.json.decode(text, type=kind)
             except msgspec.MsgspecError as error:
                 raise IntegrityError(f"entry {number} of the index cannot be read") from error
             if not hmac.compare_digest(head.signature, self._sign(head)):

@@ -25,7 +25,8 @@ class FilterDecision(msgspec.Struct, frozen=True, omit_defaults=True):
 class AuditRow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One request and its answer, or `count` refusals of one kind.
 
-    `kind` is answer, cache_hit, refusal or failure. Digests are SHA-256 in hex; `output_digests`
+    `kind` is answer, part (of a stream that goes on), shadow, cancelled, cache_hit, refusal or
+    failure. Digests are SHA-256 in hex; `output_digests`
     has one per scanned segment. Bytes count the text of answers, not its JSON. `text` is kept only
     where the policy says so, with personal data already redacted.
     """

@@ -4,14 +4,14 @@ Parquet holds each line as it was, beside the columns that are searched for.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from core.errors import IntegrityError
-from observability.audit_index import AuditIndex, Head
+from observability.audit_index import AuditIndex, Head, Retirement
 from observability.audit_rows import GENESIS, LINES, ROWS, AuditRow, check_lines
 
 COLUMNS = ("request_id", "response_id")
@@ -19,12 +19,16 @@ COLUMNS = ("request_id", "response_id")
 
 @dataclass(frozen=True, slots=True)
 class ChainReport:
-    """What a check of one process's chain found: its rows, a torn end, and what is wrong."""
+    """What a check of one process's chain found: its rows, a torn end, and what is wrong.
+
+    The first `retired_rows` of its rows were deleted on purpose.
+    """
 
     process: str
     rows: int
     torn: bool
     problems: tuple[str, ...]
+    retired_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def verify_audit(folder: Path, key: bytes) -> AuditReport:
     if not problems:
         problems += [f"{name} is not in the index" for name in names if name not in heads]
     return AuditReport(
-        tuple(_verify_chain(folder / name, heads.get(name, [])) for name in names),
+        tuple(verify_chain(folder / name, heads.get(name, [])) for name in names),
         tuple(problems),
     )
 
@@ -88,26 +92,38 @@ def verify_audit(folder: Path, key: bytes) -> AuditReport:
 def find_rows(folder: Path, name: str) -> Iterator[tuple[str, AuditRow]]:
     """Yield (process, row) of every row whose request or response has the id `name`."""
     for chain in sorted(path for path in folder.glob("*") if path.is_dir()):
-        for path in _segments(chain):
+        for path in segments(chain):
             for text in _matching(path, name):
                 row = ROWS.decode(LINES.decode(text).row)
                 if name in (row.request_id, row.response_id):
                     yield chain.name, row
 
 
-def _verify_chain(folder: Path, heads: list[Head]) -> ChainReport:
-    seq, digest, torn = 0, GENESIS, False
-    expected = {head.seq: head.hash for head in heads}
+def read_rows(folder: Path) -> Iterator[tuple[str, AuditRow]]:
+    """Yield (process, row) of every row, chain by chain; a torn last line is left out."""
+    for chain in sorted(path for path in folder.glob("*") if path.is_dir()):
+        for path in segments(chain):
+            data = _lines(path)
+            for text in data[: data.rfind(b"\n") + 1].splitlines():
+                yield chain.name, ROWS.decode(LINES.decode(text).row)
+
+
+def verify_chain(folder: Path, heads: list[Head]) -> ChainReport:
+    """Check one process's chain against itself and its entries in the index."""
+    last = retirement(heads)
+    seq, digest, gone = (last.seq, last.hash, last.segment) if last else (0, GENESIS, 0)
+    retired_rows, torn = seq, False
+    expected = {head.seq: head.hash for head in heads if head.seq > seq}
     problems = []
-    segments = _segments(folder)
-    numbers = [int(path.stem) for path in segments]
-    if numbers != list(range(1, len(numbers) + 1)):
+    found = [path for path in segments(folder) if int(path.stem) > gone]
+    numbers = [int(path.stem) for path in found]
+    if numbers != list(range(gone + 1, gone + len(numbers) + 1)):
         problems.append(f"segments {numbers} are not all there")
     try:
-        for path in segments:
+        for path in found:
             data = _lines(path)
             if data and not data.endswith(b"\n"):
-                if path is not segments[-1]:
+                if path is not found[-1]:
                     raise IntegrityError(f"segment {path.name} ends in the middle of a row")
                 torn, data = True, data[: data.rfind(b"\n") + 1]
             for line in check_lines(data, seq, digest):
@@ -117,13 +133,28 @@ def _verify_chain(folder: Path, heads: list[Head]) -> ChainReport:
     except (IntegrityError, OSError) as error:
         problems.append(str(error))
     else:
-        expected.pop(0, None)
         if expected:
             problems.append(f"rows after {seq} were removed: the index knows row {max(expected)}")
-    return ChainReport(folder.name, seq, torn, tuple(problems))
+    return ChainReport(folder.name, seq, torn, tuple(problems), retired_rows)
 
 
-def _segments(folder: Path) -> list[Path]:
+def last_row(path: Path) -> tuple[int, str] | None:
+    """Return number and hash of a segment's last whole row; None when it has none."""
+    data = _lines(path)
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    if not lines:
+        return None
+    line = LINES.decode(lines[-1])
+    return line.seq, line.hash
+
+
+def retirement(heads: Iterable[Head]) -> Retirement | None:
+    """Return up to where a chain was deleted on purpose."""
+    retired = [head for head in heads if isinstance(head, Retirement)]
+    return max(retired, key=lambda head: head.segment, default=None)
+
+
+def segments(folder: Path) -> list[Path]:
     """The segments in order; of one that is being packed, its lines."""
     found = {path.stem: path for path in folder.glob("*.parquet")}
     found |= {path.stem: path for path in folder.glob("*.jsonl")}

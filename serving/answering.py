@@ -17,7 +17,7 @@ from serving.api_errors import ApiError, blocked, deadline_passed, engine_failed
 from serving.engines.engine import Engine, GenerationRequest, Piece, Prompt
 from serving.predictor_metrics import PredictorMetrics
 from serving.protocol import Job
-from serving.safety.gate import ChoiceGuard, Gate, Screened
+from serving.safety.gate import ChoiceGuard, Gate, Screened, Witness
 
 INLINE_CHARACTERS_MAX = 4096
 """Longer prompts are encoded in a thread, so that other requests go on meanwhile."""
@@ -33,6 +33,7 @@ class Prepared:
     job: Job
     screened: Screened
     prompt_ids: tuple[tuple[int, ...], ...]
+    witness: Witness
     arrived_seconds: float
     deadline_seconds: float
 
@@ -89,8 +90,10 @@ class Answering:
         self._admission = admission
         self._metrics = metrics
 
-    async def prepare(self, job: Job, arrived_seconds: float, deadline_seconds: float) -> Prepared:
-        """Encode and screen the prompts.
+    async def prepare(
+        self, job: Job, witness: Witness, arrived_seconds: float, deadline_seconds: float
+    ) -> Prepared:
+        """Encode and screen the prompts; `witness` is told of all that is decided.
 
         Raises ApiError 400 for one that does not fit the context, or that the policy blocks.
         """
@@ -98,14 +101,14 @@ class Answering:
         rows = await self._rows(job)  # first, so that the chain reads no more than the model could
         checking = time.perf_counter()
         request_traces.stage("tokenize", began, checking)
-        screened = await self._gate.screen(job.prompts)
+        screened = await self._gate.screen(job.prompts, witness)
         request_traces.stage("safety input", checking, serin__policy=screened.policy_hash)
         if screened.blocked is not None:
             raise blocked(screened.blocked.category, screened.policy_hash, job.chat)
         if screened.prompts != job.prompts:
             job = replace(job, prompts=screened.prompts)
             rows = await self._rows(job)
-        return Prepared(job, screened, rows, arrived_seconds, deadline_seconds)
+        return Prepared(job, screened, rows, witness, arrived_seconds, deadline_seconds)
 
     async def answer(self, prepared: Prepared) -> AsyncGenerator[tuple[int, Piece], None]:
         """Yield (choice index, piece) once they are checked; closing it early frees every slot.
@@ -113,8 +116,10 @@ class Answering:
         Raises ApiError: 429 queue full, 503 engine failed, 504 too late.
         """
         requests = self._requests(prepared)
-        choices = prepared.job.choices
-        guards = [self._gate.guard(prepared.screened, at // choices) for at in range(len(requests))]
+        choices, screened, witness = prepared.job.choices, prepared.screened, prepared.witness
+        guards = [
+            self._gate.guard(screened, at // choices, at, witness) for at in range(len(requests))
+        ]
         stopped: set[int] = set()
         times = Times()
         try:

@@ -18,6 +18,7 @@ from serving import request_traces
 from serving.answering import Answering, Prepared
 from serving.answers import DONE, AnswerForm, Choice, model_card
 from serving.api_errors import ApiError, draining, model_not_found, safety_headers
+from serving.auditing import Record
 from serving.connections import (
     CLIENT_GONE_STATUS,
     ClientGone,
@@ -27,6 +28,7 @@ from serving.connections import (
     read_body,
     unless_gone,
 )
+from serving.edge import RECORD
 from serving.lifecycle import Identity, Lifecycle
 from serving.openapi import DEADLINE_HEADER, JSON, RESPONSE_ID_HEADER, describe
 from serving.predictor_config import PredictorConfig
@@ -109,24 +111,29 @@ class PredictorApi:
         ending = Ending(self._metrics)
         headers, began = request.headers, ending.arrived_seconds
         request_traces.begin(self._tracing, headers, self._identity, began)
+        record: Record = request.scope[RECORD]
         try:
             if self._lifecycle.draining:
                 raise draining()
             deadline_seconds = self._deadline(request)
             body = await read_body(request, self._config.body_bytes_max)
+            record.asked(body)
             job = parse(body, self._identity.names, self._config)
             request_traces.asked(job)
-            prepared = await self._answering.prepare(job, began, deadline_seconds)
+            prepared = await self._answering.prepare(job, record, began, deadline_seconds)
             form = AnswerForm(self._identity.served_as, job.chat, _response_id(request))
+            record.response_id = form.id
             if job.stream:
                 return await self._stream(request, prepared, form, ending)
             answer = await unless_gone(request.receive, self._whole(prepared, form))
             ending.finish("ok")
             return answer
         except ApiError as error:
+            record.reason = error.code or error.kind
             ending.finish(error.outcome)
             return error_response(error)
         except ClientGone:
+            record.reason = "client_gone"
             ending.finish("cancelled")
             return Response(status_code=CLIENT_GONE_STATUS)
         except asyncio.CancelledError:  # the drain's time is over; whoever cancels ends the process

@@ -91,6 +91,28 @@ def unauthorised() -> ApiError:
     )
 
 
+def audit_unavailable() -> ApiError:
+    """What is not recorded is not answered."""
+    return ApiError(
+        "The answer cannot be recorded, so it is not given; try again.",
+        status=503,
+        code="audit_unavailable",
+        kind="server_error",
+        outcome="error",
+    )
+
+
+def unscanned() -> ApiError:
+    """Text that no filter has seen was about to leave: a fault of this program."""
+    return ApiError(
+        "The answer was stopped: a part of it had not been checked.",
+        status=500,
+        code="unscanned",
+        kind="server_error",
+        outcome="error",
+    )
+
+
 def queue_full(waiting: int) -> ApiError:
     """The bounded queue has no place."""
     return ApiError(

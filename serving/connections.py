@@ -24,11 +24,17 @@ log = logging.getLogger("serin.predictor")
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 CLIENT_GONE_STATUS = 499
+REQUEST_ID_SCOPE = "serin.request_id"
+"""Where in an ASGI scope the id of a request is."""
 Result = TypeVar("Result")
 
 
 class ClientGone(SerinError):
     """The client closed the connection before its answer was complete."""
+
+
+class Withheld(SerinError):
+    """What was to be sent must not leave; the caller has been told so already."""
 
 
 class Ending:
@@ -112,7 +118,7 @@ class EventStream(Response):
             outcome = await unless_gone(receive, self._send_all(send))
         except (ClientGone, TimeoutError):
             log.debug("a stream's client went away")
-        except asyncio.CancelledError:  # the drain's time is over
+        except (asyncio.CancelledError, Withheld):  # the drain's time is over, or it must not leave
             outcome = "error"
             raise
         finally:
@@ -167,6 +173,7 @@ class Envelope:
             return
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if REQUEST_ID.fullmatch(sent) else uuid4().hex
+        scope[REQUEST_ID_SCOPE] = request_id
         started = False
 
         async def labelled(message: Message) -> None:

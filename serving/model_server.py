@@ -25,8 +25,10 @@ from starlette.responses import JSONResponse, Response
 from core.errors import ConfigurationError
 from serving.api import PredictorApi
 from serving.api_errors import ApiError
+from serving.auditing import PredictorAudit
 from serving.connections import Envelope, error_response
 from serving.credentials import TokenCheck
+from serving.edge import Edge
 from serving.engines.engine import Engine
 from serving.lifecycle import Identity, Lifecycle
 
@@ -109,7 +111,7 @@ def write_port(file: Path, port: int) -> None:
     os.replace(partial, file)
 
 
-def build_server(site: Site, api: PredictorApi) -> Any:
+def build_server(site: Site, api: PredictorApi, audit: PredictorAudit) -> Any:
     """Return a kserve ModelServer; `start([model])` serves until a signal has drained it."""
     load_kserve()
     from kserve.constants.constants import FASTAPI_APP_IMPORT_STRING
@@ -138,7 +140,10 @@ def build_server(site: Site, api: PredictorApi) -> Any:
             api.add_to(app)
 
         def _add_middlewares(self, app: Any) -> None:
-            app.add_middleware(TokenCheck, token=site.token, metrics_open=site.metrics_open)
+            app.add_middleware(Edge, audit=audit)
+            app.add_middleware(
+                TokenCheck, token=site.token, metrics_open=site.metrics_open, refused=audit.refused
+            )
             app.add_middleware(Envelope, identity=site.identity, lifecycle=site.lifecycle)
 
         def _add_exception_handlers(self, app: Any) -> None:

@@ -1,7 +1,7 @@
 """One predictor process: verifies a bundle, warms its engine, answers OpenAI-style requests.
 
 Exit codes: 0 drained, 1 the engine died, 2 wrong options, 3 the bundle is not what it should be,
-4 the engine did not start.
+4 the engine did not start, or the audit cannot be written.
 """
 
 import argparse
@@ -10,19 +10,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from core.errors import ConfigurationError, IntegrityError, SerinError, UnavailableError
-from core.keys import predictor_token
+from core.keys import predictor_token, read_key
 from core.manifests import BundleManifest, verify_bundle
 from core.settings import Settings
 from core.telemetry import TelemetrySettings
+from observability.audit import Audit, AuditConfig
 from observability.logs import configure
 from observability.tracing import Tracing
 from serving.admission import Admission
 from serving.answering import Answering
 from serving.api import PredictorApi
+from serving.auditing import PredictorAudit
 from serving.engines.engine import Engine
 from serving.engines.faults import FaultyEngine, control_file
 from serving.engines.openvino import OpenVinoEngine
@@ -33,8 +34,6 @@ from serving.model_server import Site, bind, build_model, build_server
 from serving.predictor_config import PredictorConfig, read_config
 from serving.predictor_metrics import PredictorMetrics
 from serving.safety.active import policy_folder
-from serving.safety.chain import Verdict
-from serving.safety.decisions import Action, Direction
 from serving.safety.gate import Gate
 from serving.safety.policy_store import PolicyStore
 
@@ -126,10 +125,12 @@ def run(given: argparse.Namespace) -> int:
     metrics.watch(lambda: admission.waiting, lambda: admission.running, engine.load)
     metrics.watch_resources(Gpus(), settings.prices, tracing.counts)
     metrics.watch_policy(lambda: store.refusal is not None)
-    gate = Gate(store, partial(count_checked, metrics))
+    gate = Gate(store)
     answering = Answering(engine, admission, metrics, gate)
     api = PredictorApi(identity, config, answering, metrics, site.lifecycle, gate, tracing)
-    server = build_server(site, api)
+    kept = open_audit(settings.home, config.audit)
+    audit = PredictorAudit(kept, config.audit.required, identity, metrics)
+    server = build_server(site, api, audit)
     store.start()
     tracing.start()
     push = tracing.pushing(lambda: metrics.exposition(None)[0].decode())
@@ -139,15 +140,23 @@ def run(given: argparse.Namespace) -> int:
     engine.stop()
     push.close()
     tracing.close()
+    audit.close()
     return ENGINE_DIED if site.failed else 0
 
 
-def count_checked(
-    metrics: PredictorMetrics, direction: Direction, action: Action, verdicts: Sequence[Verdict]
-) -> None:
-    """Count what the safety chain decided of one text, and which filters failed on it."""
-    failed = [verdict.filter for verdict in verdicts if verdict.failed]
-    metrics.checked(direction, action, failed)
+def open_audit(home: Path, config: AuditConfig) -> Audit | None:
+    """Return the audit of this process; None where it cannot be kept and need not be.
+
+    Raises UnavailableError.
+    """
+    key = read_key(home / "control" / "audit.key")
+    try:
+        return Audit(home / "audit", "predictor", key, config)
+    except UnavailableError:
+        if config.required:
+            raise
+        log.exception("answers are given without being recorded")
+        return None
 
 
 def make_engine(

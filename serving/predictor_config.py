@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from core.errors import ConfigurationError
 from core.manifests import BundleManifest
+from observability.audit import AuditConfig
 from serving.engines.vllm_config import VllmConfig
 
 PREFIX = "SERIN_PREDICTOR_"
 CONCURRENCY = 64
+NESTED = ("audit", "vllm")
 
 
 class PredictorConfig(BaseModel):
@@ -63,6 +65,9 @@ class PredictorConfig(BaseModel):
         default="",
         description="folder whose policy.yaml is obeyed and watched; empty: policy below the home",
     )
+    audit: AuditConfig = Field(
+        default=AuditConfig(), description="the record of requests; as a variable, one JSON object"
+    )
     vllm: VllmConfig = Field(
         default=VllmConfig(), description="the vllm engine; as a variable, one JSON object"
     )
@@ -88,7 +93,7 @@ def read_config(
     values = _file_values(file) if file else {}
     for name in PredictorConfig.model_fields:
         if text := environ.get(PREFIX + name.upper()):
-            values[name] = _nested_values(text) if name == "vllm" else text
+            values[name] = _nested_values(text) if name in NESTED else text
     if threads is not None:
         values["threads"] = threads
     try:

@@ -53,6 +53,19 @@ class PredictorMetrics:
             for direction in DIRECTIONS
             for action in ACTIONS
         }
+        texts = {
+            "output": "Bytes of text that left in answers, counted on what was sent",
+            "scanned": "Bytes of text that the safety chain let pass",
+            "unscanned": "Bytes of text that came to the edge unscanned; they were stopped",
+            "failed_open": "Bytes of text that left although a filter had failed on it",
+        }
+        self._bytes = {
+            name: self._counter(f"{name}_bytes", text).labels(*self._names)
+            for name, text in texts.items()
+        }
+        rows = "Rows of the audit; missed: those that could not be written"
+        self._audited = self._counter("audit_rows", rows).labels(*self._names)
+        self._missed = self._counter("audit_missed", rows).labels(*self._names)
         self._filter_failures = self._counter(
             "filter_failures", "Safety filters that failed or were late", "filter"
         )
@@ -91,6 +104,24 @@ class PredictorMetrics:
         self._checked[direction, action].inc()
         for name in failed:
             self._filter_failures.labels(*self._names, name).inc()
+
+    def scanned(self, size: int, failed_open: bool) -> None:
+        """Count bytes that the chain let pass; failed open: a filter had failed on them."""
+        self._bytes["scanned"].inc(size)
+        if failed_open:
+            self._bytes["failed_open"].inc(size)
+
+    def sent(self, size: int) -> None:
+        """Count bytes of text that leave."""
+        self._bytes["output"].inc(size)
+
+    def unscanned(self, size: int) -> None:
+        """Count bytes of text that no filter had seen."""
+        self._bytes["unscanned"].inc(size)
+
+    def audited(self, rows: int, kept: bool) -> None:
+        """Count requests with or without their row."""
+        (self._audited if kept else self._missed).inc(rows)
 
     def finished(self, outcome: str, seconds: float) -> None:
         """Count a request. Only answers and our own failures enter the latency histogram."""

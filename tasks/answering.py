@@ -117,7 +117,7 @@ async def _ask_all(
     import httpx
 
     slots = asyncio.Semaphore(CLIENTS)
-    headers = {"Authorization": bearer(token)}
+    headers = {"Authorization": bearer(token), "x-serin-key": "evaluation"}
     limit = ANSWER_SECONDS_MAX
     async with httpx.AsyncClient(base_url=url, timeout=limit, headers=headers) as client:
 

@@ -7,13 +7,13 @@ them fills no disk; a killed gateway loses that second of counts and nothing els
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 from core.digests import digest_bytes
 from core.errors import UnavailableError
 from observability.audit import Audit
 from observability.audit_rows import AuditRow
+from observability.refusal_counts import RefusalCounts
 from serving.gateway.cache_store import KeptAnswer
 from serving.gateway.exposition import family
 from serving.gateway.keys import Caller
@@ -22,12 +22,6 @@ from serving.gateway.reply import Refusal
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
-KINDS_MAX = 1000
-MANY = "many"
-"""The client in the row of refusals beyond KINDS_MAX kinds and clients a second."""
-
-Kind = tuple[int, str, str, str]
-"""Status, reason, key, client."""
 
 
 class GatewayAudit:
@@ -36,7 +30,7 @@ class GatewayAudit:
     def __init__(self, audit: Audit, required: bool) -> None:
         self._audit = audit
         self._required = required
-        self._refused: Counter[Kind] = Counter()
+        self._refused = RefusalCounts()
         self._flusher: asyncio.Task[None] | None = None
         self._missed = 0
 
@@ -80,10 +74,7 @@ class GatewayAudit:
 
     def refused(self, refusal: Refusal, key: str, client: str) -> None:
         """Count a refusal; its row is written within a second."""
-        kind = (refusal.status, refusal.code, key, client)
-        if kind not in self._refused and len(self._refused) >= KINDS_MAX:
-            kind = (refusal.status, refusal.code, "", MANY)
-        self._refused[kind] += 1
+        self._refused.add(refusal.status, refusal.code, key, client)
 
     def lines(self) -> Iterator[str]:
         """Yield what was recorded, in Prometheus' text format."""
@@ -98,19 +89,9 @@ class GatewayAudit:
             self._flush()
 
     def _flush(self) -> None:
-        refused, self._refused = self._refused, Counter()
-        for (status, reason, key, client), count in refused.items():
-            row = AuditRow(
-                kind="refusal",
-                time_seconds=time.time(),
-                status=status,
-                reason=reason,
-                key=key,
-                client=client,
-                count=count,
-            )
+        for row in self._refused.take():
             try:
                 self._audit.append(row)
             except UnavailableError as error:
-                self._missed += count
+                self._missed += row.count
                 log.error("%s", error)

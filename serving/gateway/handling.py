@@ -6,6 +6,7 @@ arm.
 
 import time
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import msgspec
 from multidict import CIMultiDict
@@ -34,12 +35,15 @@ from serving.gateway.upstream import DEADLINE_HEADER, REGION_HEADER
 CONVERSATION_HEADER = b"x-serin-conversation"
 CONVERSATION_BYTES_MAX = 256
 REGION_NAME = REGION_HEADER.encode()
+KEY_HEADER = "x-serin-key"
+CLIENT_HEADER = "x-serin-client"
+"""Who asks, for the predictor's audit: it believes whoever has its token."""
 NOT_PASSED = frozenset(
     (
         b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
         b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision", CACHE_HEADER,
-        b"authorization", b"x-api-key",
+        b"authorization", b"x-api-key", KEY_HEADER.encode(), CLIENT_HEADER.encode(),
         SHADOW_HEADER.encode(), REGION_NAME, DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
     )
 )  # fmt: skip
@@ -214,6 +218,8 @@ class Handler:
             if name not in NOT_PASSED and value.isascii():
                 passed.add(name.decode("ascii"), value.decode("ascii"))
         reply = question.reply
+        passed[KEY_HEADER] = quote(question.caller.key)
+        passed[CLIENT_HEADER] = question.caller.address
         passed["x-request-id"] = reply.common[0][1].decode("ascii")
         passed["accept-encoding"] = "identity"  # answers must be readable here and cheap
         series: Counts

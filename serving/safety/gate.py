@@ -4,21 +4,45 @@ Keeps the event loop free: chains that may wait and long texts run in a thread. 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from core.contracts import Message, Role
 from serving.engines.engine import Prompt
 from serving.safety.chain import Chain, Checked, Verdict
-from serving.safety.decisions import Action, Context, Decision, Direction
+from serving.safety.decisions import Action, Context, Decision
+from serving.safety.policy import Policy
 from serving.safety.policy_store import PolicyStore
 from serving.safety.stream import OutputGuard, Release
 
 ROLES: tuple[Role, ...] = ("system", "user")
 INLINE_CHARACTERS_MAX = 4096
 """Longer texts are checked in a thread, so that other requests go on meanwhile."""
-Note = Callable[[Direction, Action, Sequence[Verdict]], None]
-"""note(direction, action, verdicts): told once of each prompt and of each choice."""
+
+
+class Witness(Protocol):
+    """Is told all that the chain does for one request."""
+
+    def began(self, policy: Policy, prompts: tuple[Prompt, ...]) -> None:
+        """The request obeys this policy, whatever comes into force meanwhile."""
+        ...
+
+    def screened(self, role: Role, action: Action, verdicts: Sequence[Verdict]) -> None:
+        """What was decided of one turn of a prompt."""
+        ...
+
+    def opened(self, choice: int) -> None:
+        """A choice of the answer is going to be generated."""
+        ...
+
+    def settled(self, choice: int, release: Release) -> None:
+        """A segment of a choice was checked: what of it may leave."""
+        ...
+
+    def ended(self, choice: int, action: Action, verdicts: Sequence[Verdict]) -> None:
+        """A choice is over: the strictest decision of it, and of each filter."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,51 +64,48 @@ class Screened:
 class Gate:
     """The policy in force, as one process applies it to its requests."""
 
-    def __init__(self, store: PolicyStore, note: Note = lambda *told: None) -> None:
+    def __init__(self, store: PolicyStore) -> None:
         self._store = store
-        self._note = note
 
     @property
     def policy_hash(self) -> str:
         """The digest of the policy in force now."""
         return self._store.policy_hash
 
-    async def screen(self, prompts: tuple[Prompt, ...]) -> Screened:
+    async def screen(self, prompts: tuple[Prompt, ...], witness: Witness) -> Screened:
         """Check every turn of every prompt; redact where asked, stop at the first block."""
         chain = self._store.chain
+        witness.began(chain.policy, prompts)
         kept: list[Prompt] = []
         for prompt in prompts:
             turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
             passed: list[Message] = []
             for turn in turns:
-                checked = await self._check(chain, turn.role, turn.content)
+                checked = await _checked(chain, turn.role, turn.content)
+                witness.screened(turn.role, checked.decision.action, checked.verdicts)
                 if checked.blocked:
                     return Screened(chain, (), (), checked.decision)
                 passed.append(Message(turn.role, checked.text))
             kept.append(passed[0].content if isinstance(prompt, str) else tuple(passed))
         return Screened(chain, tuple(kept), tuple(map(_context, kept)))
 
-    def guard(self, screened: Screened, prompt: int) -> "ChoiceGuard":
-        """Return the guard of one choice of the answer to one of the prompts."""
-        return ChoiceGuard(screened.chain, screened.contexts[prompt], self._note)
-
-    async def _check(self, chain: Chain, role: Role, text: str) -> Checked:
-        if chain.slow or len(text) > INLINE_CHARACTERS_MAX:
-            checked = await asyncio.to_thread(chain.check, role, text)
-        else:
-            checked = chain.check(role, text)
-        self._note("input", checked.decision.action, checked.verdicts)
-        return checked
+    def guard(
+        self, screened: Screened, prompt: int, choice: int, witness: Witness
+    ) -> "ChoiceGuard":
+        """Return the guard of one choice of the answer, which answers one of the prompts."""
+        return ChoiceGuard(screened.chain, screened.contexts[prompt], choice, witness)
 
 
 class ChoiceGuard:
     """One choice of an answer: text goes in, what may leave comes out."""
 
-    def __init__(self, chain: Chain, context: Context, note: Note) -> None:
+    def __init__(self, chain: Chain, context: Context, choice: int, witness: Witness) -> None:
         self._guard = OutputGuard(chain, context)
         self._slow = chain.slow
-        self._note = note
+        self._choice = choice
+        self._witness = witness
         self.open = True
+        witness.opened(choice)
 
     async def feed(self, text: str, ended: bool) -> Release:
         """Return what may leave now; after a block, or once the answer ended, nothing does."""
@@ -94,10 +115,19 @@ class ChoiceGuard:
             release = await asyncio.to_thread(self._guard.check, ended)
         else:
             release = self._guard.check(ended)
+        if release.verdicts:
+            self._witness.settled(self._choice, release)
         if self.open and (ended or release.blocked is not None):
             self.open = False
-            self._note("output", self._guard.action, tuple(self._guard.verdicts.values()))
+            verdicts = tuple(self._guard.verdicts.values())
+            self._witness.ended(self._choice, self._guard.action, verdicts)
         return release
+
+
+async def _checked(chain: Chain, role: Role, text: str) -> Checked:
+    if chain.slow or len(text) > INLINE_CHARACTERS_MAX:
+        return await asyncio.to_thread(chain.check, role, text)
+    return chain.check(role, text)
 
 
 def _context(prompt: Prompt) -> Context:

@@ -147,6 +147,15 @@ class StreamPolicy(Part):
     )
 
 
+class AuditPolicy(Part):
+    """What the audit keeps beside decisions and digests."""
+
+    keep_text: bool = Field(
+        default=False,
+        description="whether prompts and answers are kept, personal data replaced by its type",
+    )
+
+
 class Policy(Part):
     """Everything that the safety chain obeys."""
 
@@ -165,6 +174,7 @@ class Policy(Part):
     rules: RulesPolicy = Field(default=RulesPolicy(), description="own patterns and topics")
     guards: tuple[GuardPolicy, ...] = Field(default=(), description="models that judge texts")
     stream: StreamPolicy = Field(default=StreamPolicy(), description="streaming")
+    audit: AuditPolicy = Field(default=AuditPolicy(), description="what the audit keeps")
 
     @model_validator(mode="after")
     def _types_and_names(self) -> "Policy":

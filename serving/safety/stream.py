@@ -14,10 +14,16 @@ SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[。！？…]+[”’」』�
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What may leave now. `blocked` ends the answer: nothing that was held back follows."""
+    """What may leave now. `blocked` ends the answer: nothing that was held back follows.
+
+    `scanned` is the segment that this settles, as the model wrote it; `verdicts` are those of this
+    check alone.
+    """
 
     text: str
     blocked: Decision | None = None
+    scanned: str = ""
+    verdicts: tuple[Verdict, ...] = ()
 
 
 class OutputGuard:
@@ -32,8 +38,6 @@ class OutputGuard:
         self._blocked: Decision | None = None
         self.verdicts: dict[str, Verdict] = {}
         """The strictest verdict of each filter so far; of equal ones the first."""
-        self.released_characters = 0
-        self.scanned_characters = 0
 
     @property
     def held_characters(self) -> int:
@@ -64,27 +68,26 @@ class OutputGuard:
         checked = self._chain.check("assistant", self._before + self._held, self._context)
         self._note(checked)
         if checked.blocked:
-            self._blocked = checked.decision
+            scanned, self._blocked = self._held, checked.decision
             self._held = self._before = ""
-            return Release("", self._blocked)
-        return Release(self._leave(checked.decision.edits, ended))
+            return Release("", self._blocked, scanned, checked.verdicts)
+        leaving, scanned = self._leave(checked.decision.edits, ended)
+        return Release(leaving, None, scanned, checked.verdicts)
 
-    def _leave(self, edits: tuple[Edit, ...], ended: bool) -> str:
-        """Cut off what may leave, with the edits that lie in it; the rest stays for the next."""
+    def _leave(self, edits: tuple[Edit, ...], ended: bool) -> tuple[str, str]:
+        """Cut off what may leave; return it with the edits that lie in it, and without them."""
         offset = len(self._before)
         cut = offset + (len(self._held) if ended else self._cut())
         for edit in reversed(edits):
             if edit.start < cut < edit.end or (not ended and edit.end == cut):
                 cut = edit.start  # more text may make it longer: it leaves whole
         if cut <= offset:
-            return ""
+            return "", ""
         leaving = _edited(self._before + self._held, edits, offset, cut)
-        self.scanned_characters += cut - offset
-        self.released_characters += len(leaving)
         text = self._before + self._held
         kept = self._part.context_characters
         self._before, self._held = text[max(0, cut - kept) : cut], text[cut:]
-        return leaving
+        return leaving, text[offset:cut]
 
     def _cut(self) -> int:
         """Return how much of the held text may leave: whole sentences, or a part of a long one."""

@@ -29,7 +29,8 @@ def test_a_record_is_found_and_checked(settings: Settings) -> None:
     assert f"{written.process}: 1 rows" in run("verify")
     report = json.loads(run("verify", "--json"))
     assert report["chains"][0]["rows"] == 1
-    assert json.loads(run("find", "a"))["request_id"] == "r"
+    assert json.loads(run("find", "a", "--json"))["request_id"] == "r"
+    assert run("find", "a").splitlines()[1:] == ["  request   r", "  answer    a"]
     with pytest.raises(NotFoundError, match="no row names b"):
         run("find", "b")
     path = settings.home / "audit" / written.process / "000001.jsonl"

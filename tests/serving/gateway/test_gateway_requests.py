@@ -113,6 +113,15 @@ def test_the_predictor_is_asked_with_its_token_whatever_the_client_sends(calm: C
         assert stable.seen()["headers"]["authorization"] == bearer(predictor_token(world.home))
 
 
+def test_the_predictor_is_told_who_asks_and_no_client_can_tell_it_otherwise(calm: Calm) -> None:
+    world, stable, _ = calm
+    forged = {"x-serin-key": "boss", "X-Serin-Client": "10.9.9.9", "x-serin-shadow": "1"}
+    assert world.ask(headers=forged).status_code == 200
+    seen = stable.seen()["headers"]
+    assert (seen["x-serin-key"], seen["x-serin-client"]) == ("", "127.0.0.1")
+    assert "x-serin-shadow" not in seen
+
+
 def test_errors_of_the_predictor_for_bad_requests_are_passed_on(calm: Calm) -> None:
     world, stable, _ = calm
     before = world.metric("serin_gateway_requests_total", outcome="client_error")

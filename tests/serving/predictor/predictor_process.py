@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class PredictorProcess:
 
     def __init__(
         self, bundle: Path, folder: Path, *options: str, faults: dict[str, Any] | None = None,
-        **environment: str,
+        program: Sequence[str] = ("-m", "serving.predictor"), **environment: str,
     ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self.home = folder
@@ -43,7 +43,7 @@ class PredictorProcess:
             environment = {"SERIN_ALLOW_FAULTS": "1", **environment}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("SERIN_")}
         command = [
-            sys.executable, "-m", "serving.predictor", "--bundle", str(bundle),
+            sys.executable, *program, "--bundle", str(bundle),
             "--model-name", "assistant", "--model-version", "3",
             "--port-file", str(self.port_file), *options,
         ]  # fmt: skip
