@@ -153,7 +153,9 @@ class IngestConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: str = Field(description="folder of daily files (path or any fsspec URL), or one file")
+    data: str = Field(
+        description="folder of daily files (path or an object store's URL), or one file"
+    )
     pattern: str = Field(default="*", description="glob that names of daily files must match")
     mapping: FieldMapping = Field(default=FieldMapping(), description="meaning of the columns")
     evaluation: EvaluationConfig = Field(

@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 from msgspec.structs import replace
 
+from core.addresses import DATA_SCHEMES, check_address
 from core.errors import InputError, NotFoundError
 from lake.config import EvaluationConfig, FieldMapping, IngestConfig
 from lake.readers import DATA_SUFFIXES, RawBlock, RawRow, data_suffix, read_blocks
@@ -70,8 +71,9 @@ class DayListing:
 def locate(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a path or URL and the path in it.
 
-    Raises InputError for an unknown scheme or one whose driver is not installed.
+    Raises InputError for a scheme that is not allowed or whose driver is not installed.
     """
+    check_address(url, DATA_SCHEMES, "data")
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:

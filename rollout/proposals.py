@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from core.addresses import BUNDLE_SCHEMES, check_address
 from core.contracts import Candidate, ReleaseState
 from core.errors import InputError, RefusedError
 from rollout.inference_service import bundle_of_uri
@@ -26,8 +27,9 @@ def propose(
     Proposed again before it started, a candidate takes its new verdict, and an approval of the
     old verdict is void. A new one supersedes older waiting ones and an unanswered approval; a
     running canary is left alone. `requested_by` is the person who asked for it, as far as that is
-    known. Raises InputError when the bundle's URI does not name its digest.
+    known. Raises InputError when the bundle's URI does not name its digest, or is not allowed.
     """
+    check_address(candidate.bundle_uri, BUNDLE_SCHEMES, "bundle URI")
     if bundle_of_uri(candidate.bundle_uri) != candidate.bundle_digest:
         raise InputError(
             f"bundle URI {candidate.bundle_uri} must end in the bundle's digest "

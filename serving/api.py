@@ -124,7 +124,7 @@ class PredictorApi:
             form = AnswerForm(self._identity.served_as, job.chat, _response_id(request))
             record.response_id = form.id
             if job.stream:
-                return await self._stream(request, prepared, form, ending)
+                return await self._stream(request, prepared, form, ending, record)
             answer = await unless_gone(request.receive, self._whole(prepared, form))
             ending.finish("ok")
             return answer
@@ -159,10 +159,15 @@ class PredictorApi:
         return Response(body, headers=headers, media_type=JSON)
 
     async def _stream(
-        self, request: Request, prepared: Prepared, form: AnswerForm, ending: Ending
+        self,
+        request: Request,
+        prepared: Prepared,
+        form: AnswerForm,
+        ending: Ending,
+        record: Record,
     ) -> Response:
         held_back: set[int] = set()
-        events = self._events(prepared, form, held_back)
+        events = _noted(self._events(prepared, form, held_back), record)
         try:
             first = await unless_gone(request.receive, _next(events))
         except BaseException:
@@ -213,6 +218,19 @@ def _response_id(request: Request) -> str:
     """The id that the gateway gave this answer; empty without one, or for one that it cannot be."""
     text = request.headers.get(RESPONSE_ID_HEADER, "")
     return text if RESPONSE_ID.fullmatch(text) else ""
+
+
+async def _noted(
+    events: AsyncGenerator[bytes, None], record: Record
+) -> AsyncGenerator[bytes, None]:
+    """Pass events on; the record keeps why they ended early."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except ApiError as error:
+        record.reason = error.code or error.kind
+        raise
 
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes:

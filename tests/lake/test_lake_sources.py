@@ -76,7 +76,7 @@ def test_missing_folder_and_empty_folder_are_told_apart(data: Path) -> None:
         list_days(str(data / "nowhere"))
     with pytest.raises(InputError, match="no daily file"):
         list_days(str(data))
-    with pytest.raises(InputError, match="cannot be opened"):
+    with pytest.raises(InputError, match="is refused"):
         list_days("nosuchscheme://bucket/x")
 
 

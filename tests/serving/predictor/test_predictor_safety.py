@@ -176,7 +176,7 @@ def test_a_filter_that_fails_closes_and_is_counted(guarded: PredictorProcess) ->
     assert "category filter_failed" in answer.json()["error"]["message"]
     shown = guarded.http().get("/metrics").text
     assert 'serin_predictor_filter_failures_total{filter="rules",model_version="3",' in shown
-    assert 'checked_texts_total{action="block",direction="input",model_version="3"}' in shown
+    assert 'checked_texts_total{action="block",direction="input",model_version="3",' in shown
     assert "simplify its pattern" in guarded.log
 
 
