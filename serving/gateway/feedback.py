@@ -66,7 +66,7 @@ class Feedback:
     def _parse(self, body: bytes) -> Score:
         try:
             score = self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             text = f"the body is not {{id, score, source}}: {error}"
             raise Refusal(400, text, "invalid_body") from None
         if not 0 <= score.score <= 1:

@@ -42,8 +42,9 @@ NOT_PASSED = frozenset(
     (
         b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"content-length", b"expect", b"proxy-authorization", b"proxy-connection",
-        b"accept-encoding", b"x-request-id", b"x-serin-arm", b"x-serin-revision", CACHE_HEADER,
-        b"authorization", b"x-api-key", KEY_HEADER.encode(), CLIENT_HEADER.encode(),
+        b"accept-encoding", b"content-encoding", b"x-request-id", b"x-serin-arm",
+        b"x-serin-revision", CACHE_HEADER, b"authorization", b"x-api-key",
+        KEY_HEADER.encode(), CLIENT_HEADER.encode(),
         SHADOW_HEADER.encode(), REGION_NAME, DEADLINE_HEADER.encode(), RESPONSE_ID_HEADER.encode(),
     )
 )  # fmt: skip
@@ -95,11 +96,7 @@ class Handler:
 
     async def answer(self, question: Question) -> None:
         """Answer from the cache where that is allowed, else by the drawn arm. Raises Refusal."""
-        try:
-            asked = self._decoder.decode(question.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            text = f"the body is not a JSON object with a model: {error}"
-            raise Refusal(400, text, "invalid_body") from None
+        asked = self._asked(question.body)
         service = self.service(asked.model)
         question.body = self._guard.admit(
             question.caller, question.body, self._admission.busy_share
@@ -128,6 +125,16 @@ class Handler:
             request_id = question.reply.common[0][1].decode("ascii")
             self._audit.given_again(question.caller, request_id, question.body, kept)
             await _give_again(kept, question.reply)
+
+    def _asked(self, body: bytes) -> Asked:
+        """What the gateway needs to know of a request. Raises Refusal (400)."""
+        try:
+            if not body.isascii():
+                body.decode()  # the decoder skips what it does not need, bad bytes included
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            text = f"the body is not a JSON object with a model: {error}"
+            raise Refusal(400, text, "invalid_body") from None
 
     def service(self, model: str) -> Service:
         """Return the service of a model's name. Raises Refusal (404, 503)."""

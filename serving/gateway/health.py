@@ -84,7 +84,10 @@ class Health:
                 item
                 for item in self._balancer.endpoints()
                 if not item.ejected
-                and (every or next(iter(item.waiting.values()), loop.time()) < before)
+                and (
+                    (every and item.ready)
+                    or next(iter(item.waiting.values()), loop.time()) < before
+                )
             ]
             await asyncio.gather(*(self._examine(endpoint) for endpoint in asked))
 

@@ -136,7 +136,17 @@ def test_a_score_out_of_range_is_refused(open_world: Calm, score: Any) -> None:
     assert tell(world, world.ask().headers[ID], score).status_code == 400
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"id": "x", "score": NaN, "source": "s"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"id": "x", "score": NaN, "source": "s"}',
+        b'{"id": "\\ud800", "score": 1, "source": "s"}',
+        b'{"more": ' + b"[" * 1500 + b"]" * 1500 + b', "id": "x", "score": 1, "source": "s"}',
+    ],
+    ids=["empty", "open", "nan", "surrogate", "deep"],
+)
 def test_a_body_that_is_no_score_is_refused(open_world: Calm, content: bytes) -> None:
     world, _, _ = open_world
     headers = {"authorization": f"Bearer {TOKEN}"}
