@@ -9,12 +9,13 @@ import logging
 import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from core.telemetry import TelemetrySettings
@@ -146,6 +147,21 @@ def make_exporter(settings: TelemetrySettings, experiment: str) -> CountedExport
     return CountedExporter(OTLPSpanExporter(), where)
 
 
+class GivenIds(RandomIdGenerator):
+    """Gives the ids that it was told, else random ones."""
+
+    def __init__(self) -> None:
+        self.given: tuple[int, int] | None = None
+
+    def generate_trace_id(self) -> int:
+        """Return the id of a new trace."""
+        return self.given[0] if self.given else super().generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        """Return the id of a new span."""
+        return self.given[1] if self.given else super().generate_span_id()
+
+
 class Export:
     """The SDK of one process: a provider whose spans wait in a bounded queue for a thread."""
 
@@ -154,14 +170,15 @@ class Export:
         settings: TelemetrySettings,
         experiment: str,
         resource: Mapping[str, str],
-        ids: IdGenerator | None = None,
     ) -> None:
         for name in ("opentelemetry", "urllib3", "grpc"):  # each batch that fails would be a trace
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._ids = GivenIds()
+        self._giving = threading.Lock()
         self._exporter = make_exporter(settings, experiment)
         # What is recorded was decided before. Our own end is bounded, the SDK's is not.
         self._provider = TracerProvider(
-            ALWAYS_ON, Resource.create(resource), shutdown_on_exit=False, id_generator=ids
+            ALWAYS_ON, Resource.create(resource), shutdown_on_exit=False, id_generator=self._ids
         )
         self._provider.add_span_processor(
             BatchSpanProcessor(
@@ -173,6 +190,16 @@ class Export:
             )
         )
         self.tracer = self._provider.get_tracer("serin")
+
+    @contextmanager
+    def given_ids(self, trace_id: int, span_id: int) -> Iterator[None]:
+        """Give these ids to the span that is started meanwhile, and to no other thread's."""
+        with self._giving:
+            self._ids.given = trace_id, span_id
+            try:
+                yield
+            finally:
+                self._ids.given = None
 
     @property
     def counts(self) -> Iterator[tuple[str, int]]:

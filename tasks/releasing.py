@@ -23,6 +23,7 @@ from rollout.release import HELD_STATES, Release
 from rollout.times import to_seconds
 from tasks.looking import look
 from tasks.stages import LOG, DayRun, stage
+from tasks.traces import trace_release
 from validation.canary import CanaryConfig
 
 __all__ = ["HELD_STATES"]
@@ -146,6 +147,7 @@ def settle_release(run: DayRun, release_id: str) -> Release:
     if release.started_at and release.finished_at:
         seconds = to_seconds(release.finished_at) - to_seconds(release.started_at)
         LOG.info("%s  %s after %.1f s", release_id, release.state, seconds)
+    trace_release(open_conductor().ledger, release, run)
     return release
 
 

@@ -14,6 +14,7 @@ from rollout.release import Release
 from rollout.times import to_seconds
 from tasks.plotting import draw_release
 from tasks.stages import DayRun, open_run
+from tasks.traces import trace_day
 from tasks.tracking import publish, publish_version, report_url, run_url
 from validation.gates import as_markdown
 
@@ -87,6 +88,7 @@ def ended(
     report = _report(result, verdict)
     run.path(REPORT_NAME).write_text(report)
     publish(run, (REPORT_NAME, PLOT_NAME))
+    trace_day(run, final_state, release_id)
     plot = report_url(run, PLOT_NAME)
     picture = f"\n![seconds per stage]({plot})\n" if plot else ""
     create_markdown_artifact(report + picture, key=_key(f"day-{run.label}"))

@@ -26,11 +26,12 @@ LOG = logging.getLogger("serin.stages")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One finished step of a run: wall seconds and what it counted."""
+    """One finished step of a run: wall seconds, what it counted, when it ended."""
 
     name: str
     seconds: float
     figures: dict[str, Figure]
+    ended_at_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class DayRun:
 
     def record(self, name: str, seconds: float, **figures: Figure) -> None:
         """Add a finished stage to the journal and tell whoever watches the log."""
-        stages = [*self.stages(), Stage(name, round(seconds, 3), figures)]
+        stages = [*self.stages(), Stage(name, round(seconds, 3), figures, time.time())]
         self.path(JOURNAL_NAME).write_bytes(msgspec.json.encode(stages))
         counted = "  ".join(f"{key} {value}" for key, value in figures.items())
         LOG.info("%s  %-16s %6.1f s  %s", self.label, name, seconds, counted)
