@@ -8,13 +8,12 @@ import json
 import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
-import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from cli.discovery import targets
 from cli.environment import silence
 from cli.flow_metrics import HomeCollector, ReleaseCollector, RunCollector
 from cli.ports import LOOPBACK
@@ -38,22 +37,6 @@ def make_registry(settings: Settings) -> CollectorRegistry:
     ):
         registry.register(collector)
     return registry
-
-
-def targets(home: Path) -> list[dict[str, Any]]:
-    """Return the predictors that listen, as Prometheus' HTTP service discovery wants them."""
-    try:
-        listed = msgspec.json.decode((home / "control" / "processes.json").read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return []
-    return [
-        {
-            "targets": [f"{LOOPBACK}:{entry['port']}"],
-            "labels": {"service": entry["service"], "revision": entry["revision"]},
-        }
-        for entry in listed.get("processes", [])
-        if entry.get("port")
-    ]
 
 
 def make_server(settings: Settings, port: int, registry: CollectorRegistry) -> ThreadingHTTPServer:

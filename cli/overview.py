@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cli.costs import UsageView, read_usage
 from cli.evidence import EvidenceView, evidence_view
 from cli.processes import alive
 from cli.readiness import answers, fetch_json, fetch_status_and_json
@@ -100,6 +101,7 @@ class Overview:
     last: tuple[ReleaseView, ...] | None
     runs: tuple[RunView, ...] | None
     counted_seconds: float | None = None
+    usage: tuple[UsageView, ...] | None = None
     notes: tuple[str, ...] = field(default=())
 
 
@@ -114,10 +116,11 @@ class Reader:
         """Ask everybody at the same time, each at most `ASK_SECONDS_MAX`."""
         settings, notes = self.settings, list[str]()
         stack = read_stack(settings.home)
-        with ThreadPoolExecutor(3, thread_name_prefix="status") as pool:
+        with ThreadPoolExecutor(4, thread_name_prefix="status") as pool:
             parts = pool.submit(part_views, settings, stack)
             runs = pool.submit(last_runs, settings.prefect_url)
             sample = pool.submit(self._scrape)
+            usage = pool.submit(read_usage, settings, ASK_SECONDS_MAX)
             ledger = open_ledger(settings, notes)
             facts = read_service(settings, ledger)
             counted = sample.result()
@@ -138,6 +141,7 @@ class Reader:
             last=last,
             runs=runs.result(),
             counted_seconds=seconds,
+            usage=usage.result(),
             notes=tuple(notes),
         )
 

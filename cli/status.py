@@ -1,12 +1,14 @@
 """`serin status`: what serves, the running release, the last runs; once, live, or as JSON."""
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from cli.costs import UsageView
 from cli.evidence import evidence_table
 from cli.overview import ArmView, Overview, PartView, Reader, ReleaseView, RunView
 from core.settings import Settings
@@ -61,6 +63,7 @@ def render(seen: Overview) -> "RenderableType":
         Text(f"{seen.service}  {when}  {seen.home}", style="bold"),
         _parts(seen.parts),
         _serving(seen),
+        *_usage(seen.usage),
         _release(seen.active, seen.waiting, seen.last),
         _runs(seen.runs),
         *(Text(note, style="yellow") for note in seen.notes),
@@ -108,6 +111,26 @@ def _arm(arm: ArmView) -> tuple[str, ...]:
         "-" if arm.p95_seconds is None else f"{1000 * arm.p95_seconds:.0f} ms",
         arm.revision,
     )
+
+
+def _usage(usage: tuple[UsageView, ...] | None) -> Iterator["RenderableType"]:
+    """What the predictors have used since they started, with its price where one is configured."""
+    from rich.table import Table
+
+    if not usage:
+        return
+    columns = ("used by", "tokens in", "tokens out", "CPU s", "GPU s", "cost")
+    table = Table(*columns, box=None, header_style="dim")
+    for view in usage:
+        table.add_row(
+            view.revision,
+            f"{view.prompt_tokens:.0f}",
+            f"{view.generated_tokens:.0f}",
+            f"{view.cpu_seconds:.0f}",
+            "-" if view.gpu_seconds is None else f"{view.gpu_seconds:.0f}",
+            "-" if view.cost is None else f"{view.cost:.4f}",
+        )
+    yield table
 
 
 def _release(
