@@ -20,6 +20,7 @@ from core.errors import ConfigurationError, SerinError
 from core.keys import predictor_token
 from core.settings import Settings
 from observability.logs import configure
+from serving.gateway.config import read_config
 
 log = logging.getLogger("serin.prometheus")
 
@@ -33,14 +34,18 @@ TOKEN_FILE = "predictor.token"
 
 
 def scrape_config(settings: Settings) -> dict[str, Any]:
-    """Return Prometheus' configuration of one home: who is scraped, and by which rules."""
+    """Return Prometheus' configuration of one home: who is scraped, and by which rules.
+
+    Every series gets the gateway's region, unless it says another one itself.
+    """
+    listening = {
+        "serin-gateway": settings.gateway_url,
+        "serin-control": settings.kube_url,
+        "serin-exporter": settings.exporter_url,
+    }
     jobs: list[dict[str, Any]] = [
-        _job(name, url)
-        for name, url in (
-            ("serin-gateway", settings.gateway_url),
-            ("serin-control", settings.kube_url),
-            ("serin-exporter", settings.exporter_url),
-        )
+        {"job_name": name, "static_configs": [{"targets": [url.removeprefix("http://")]}]}
+        for name, url in listening.items()
         if url
     ]
     discovery = {
@@ -50,22 +55,21 @@ def scrape_config(settings: Settings) -> dict[str, Any]:
     jobs.append(
         {
             "job_name": "serin-predictor",
-            "honor_labels": True,  # the predictor itself says which revision it is
             "authorization": {"credentials_file": TOKEN_FILE},
             "http_sd_configs": [discovery],
         }
     )
+    config = settings.home / "gateway.yaml"
+    region = read_config(config if config.exists() else None).regions.name
+    for job in jobs:
+        job["honor_labels"] = True
+        job["relabel_configs"] = [{"target_label": "region", "replacement": region}]
     every, evaluated = f"{SCRAPE_SECONDS}s", f"{EVALUATE_SECONDS}s"
     return {
         "global": {"scrape_interval": every, "evaluation_interval": evaluated},
         "rule_files": [RULES_FILE],
         "scrape_configs": jobs,
     }
-
-
-def _job(name: str, url: str) -> dict[str, Any]:
-    address = url.removeprefix("http://").rstrip("/")
-    return {"job_name": name, "static_configs": [{"targets": [address]}]}
 
 
 def write_files(settings: Settings, rules: dict[str, Any]) -> Path:

@@ -44,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         audit = Audit(options.home / "audit", "gateway", key, config.audit)
         recording = GatewayAudit(audit, config.audit.required)
         pushed = TelemetrySettings.read(mlflow_url=settings.mlflow_url)
-        tracing = Tracing(pushed, "serin-gateway", settings.service, trusting=False)
+        region = {"serin.region": config.regions.name}
+        tracing = Tracing(
+            pushed, "serin-gateway", settings.service, trusting=False, resource=region
+        )
         token = predictor_token(options.home, settings.predictor_token.get_secret_value())
         gateway = Gateway(config, options.home, store, guard, recording, tracing, token)
     except SerinError as error:

@@ -22,17 +22,20 @@ def prometheus(stack: Stack, path: str) -> dict[str, Any]:
     return found["data"]  # type: ignore[no-any-return]
 
 
-def test_mlflow_shows_a_request_as_a_trace(stack: Stack) -> None:
+def test_mlflow_shows_a_request_as_a_trace(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is served here, so that the trace is that of a refusal."""
     import mlflow
 
     settings = stack.settings
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     client = mlflow.MlflowClient(settings.mlflow_url)
 
     def traces() -> list[Any]:
         assert httpx.post(settings.gateway_url + CHAT, json=ASK).status_code >= 400
         experiment = find_experiment(settings.mlflow_url, settings.service)
-        return list(client.search_traces(locations=[str(experiment)], max_results=5))
+        if experiment is None:
+            return []
+        return list(client.search_traces(locations=[experiment], max_results=5))
 
     trace = until(traces, "a trace in MLflow", 90)[0]
     spans = trace.data.spans
@@ -52,6 +55,7 @@ def test_prometheus_reads_every_part_and_knows_every_rule(stack: Stack) -> None:
     assert sorted(groups) == ["serin-canary", "serin-figures", "serin-health"]
     shown = prometheus(stack, "query?query=serin_part_up")["result"]
     parts = {item["metric"]["part"]: item["value"][1] for item in shown}
+    assert {item["metric"]["region"] for item in shown} == {"home"}
     assert parts["gateway"] == parts["prometheus"] == parts["mlflow"] == "1"
 
 
