@@ -176,6 +176,11 @@ class IngestConfig(BaseModel):
     scrub: bool = Field(
         default=True, description="replace sensitive data by its kind before storing"
     )
+    tokenizer: str = Field(
+        default="",
+        description="count tokens with this tokenizer.json (or its folder); `base`: with stable's, "
+        "once there is one; empty: not at all",
+    )
     batch_rows: int = Field(default=5000, ge=1, description="most rows prepared at once")
     batch_bytes_max: int = Field(
         default=4 << 20, ge=1 << 16, description="most bytes of raw rows prepared at once"

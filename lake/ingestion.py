@@ -182,7 +182,7 @@ class _Batch:
     def __init__(self, tables: Tables, intake: Intake, name: str) -> None:
         self.name = name
         self.blocks = self.looks = self.rows_in = self.size_bytes = 0
-        self.duplicates = self.near = 0
+        self.duplicates = self.near = self.tokens = 0
         self.waiting: list[PreparedBlock] = []
         self.reasons: Counter[str] = Counter()
         self.records = tables.part_files(RECORDS, intake.day, name)
@@ -293,7 +293,9 @@ class _Run:
         verdicts = self._index.look(look_name(batch.name, batch.looks), sketches)
         new = rows.filter(pa.array([verdict == "new" for verdict in verdicts], pa.bool_()))
         fresh = pa.array(self._ids.add(prefixes_of_texts(new.column("record_id").to_pylist())))
-        batch.records.write(new.filter(fresh))
+        kept = new.filter(fresh)
+        batch.records.write(kept)
+        batch.tokens += int(pc.sum(kept.column("tokens")).as_py() or 0)
         taken = taken_rows(new.filter(pc.invert(fresh)), self._intake)
         batch.refused.write(taken)
         batch.looks += 1
@@ -327,6 +329,7 @@ class _Run:
             blocks=batch.blocks,
             looks=batch.looks,
             near=batch.near,
+            tokens=batch.tokens,
             settings=self._settings,
             judged_at=intake.judged_at,
             mapping=intake.config.mapping.model_dump(exclude_defaults=True),

@@ -36,6 +36,7 @@ class BatchEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     blocks: int = 0
     looks: int = 0
     near: int = 0
+    tokens: int = 0
     settings: str = ""
     judged_at: float = 0
     mapping: dict[str, Any] = {}
@@ -54,6 +55,7 @@ class VersionEntry:
     duplicates: int
     quarantined: int
     near_duplicates: int = 0
+    tokens: int = 0
     mapping: FieldMapping | None = None
 
 
@@ -84,6 +86,7 @@ class FileState:
             duplicates=sum(batch.duplicates for batch in self.batches),
             quarantined=sum(batch.quarantined for batch in self.batches),
             near_duplicates=sum(batch.near for batch in self.batches),
+            tokens=sum(batch.tokens for batch in self.batches),
             mapping=FieldMapping(**last.mapping) if last.mapping else None,
         )
 

@@ -23,6 +23,7 @@ from lake.index import index_row
 from lake.readers import RawBlock, RawRow
 from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
 from lake.sketches import IndexRow, Sketches, sketch
+from lake.tokens import count_tokens
 from lake.tombstones import ERASED, Tombstones
 
 CheckRows = Callable[[list[dict[str, Any]], float], list[Rejection]]
@@ -33,10 +34,10 @@ QUARANTINE_TEXT_MAX = 2000
 TAKEN_ID = "the record id stands in this file for another content"
 SAMPLED_ROWS_PER_BLOCK = 50
 NAMES_SHOWN_MAX = 12
-PLACED_SCHEMA = RECORDS_SCHEMA.append(pa.field("offset", pa.int64())).append(
-    pa.field("length", pa.int64())
+PLACED_SCHEMA = pa.schema(
+    [*RECORDS_SCHEMA, *((name, pa.int64()) for name in ("offset", "length", "tokens"))]
 )
-"""Rows that may still be refused, and where in the file they stand."""
+"""Rows that may still be refused: also their place in the file, and how many tokens they have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +176,16 @@ def _records(kept: list[tuple[RawRow, CleanRow]], intake: Intake) -> pa.RecordBa
         "file_digest": pa.repeat(intake.file_digest, len(kept)),
         "offset": [raw.offset for raw, _ in kept],
         "length": [raw.length for raw, _ in kept],
+        "tokens": _tokens([row for _, row in kept], intake.config.tokenizer),
     }
     return pa.RecordBatch.from_pydict(columns, schema=PLACED_SCHEMA)
+
+
+def _tokens(rows: Sequence[CleanRow], tokenizer: str) -> list[int]:
+    if not tokenizer:
+        return [0] * len(rows)
+    texts = ["\n".join([*(turn.content for turn in row.messages), row.response]) for row in rows]
+    return count_tokens(texts, tokenizer)
 
 
 def _index_row(row: CleanRow) -> IndexRow:

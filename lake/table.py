@@ -33,7 +33,7 @@ class IngestReport:
 
     Of the duplicates `near_duplicates` are only alike. `version` is the Delta version of `records`
     with which all its rows were in; with `already_ingested` the figures are those of the first
-    time, and there is no `evidence`.
+    time, and there is no `evidence`. `tokens` of kept rows are 0 where none were counted.
     """
 
     day: str
@@ -44,6 +44,7 @@ class IngestReport:
     already_ingested: bool
     version: int
     near_duplicates: int = 0
+    tokens: int = 0
     evidence: IntakeEvidence | None = field(default=None, compare=False, repr=False)
 
 
@@ -126,6 +127,7 @@ class Lake(Tables):
             already_ingested=evidence is None,
             version=entry.version,
             near_duplicates=entry.near_duplicates,
+            tokens=entry.tokens,
             evidence=evidence,
         )
 

@@ -15,10 +15,11 @@ from lake.snapshots import create_snapshot, flagged_versions
 from lake.sources import list_days
 from lake.table import IngestReport, Lake
 from tasks.runners import spreading
-from tasks.stable import stable_version
+from tasks.stable import stable_bundle, stable_version
 from tasks.stages import LOG, DayRun, stage
 
 EVALUATION_NAME = "evaluation.json"
+BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,9 @@ class Arrived:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """Rows in, kept, duplicates and quarantined over all files."""
-        names = ("rows_in", "kept", "duplicates", "quarantined")
+        """Rows in, kept, duplicates and quarantined over all files, and tokens where counted."""
+        names = ["rows_in", "kept", "duplicates", "quarantined"]
+        names += ["tokens"] if any(report.tokens for report in self.reports) else []
         return {name: sum(getattr(report, name) for report in self.reports) for name in names}
 
 
@@ -84,6 +86,8 @@ def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
     for name in listing.left_out:
         LOG.info("%s  not a day: %s", run.label, name)
     flagged = flagged_versions(snapshots_folder())
+    if config.tokenizer == BASE:
+        config = config.model_copy(update={"tokenizer": stable_tokenizer()})
     with spreading(config.scale) as spread:
         arrived = Arrived(
             tuple(
@@ -93,6 +97,12 @@ def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
         )
     report_contract(run, arrived)
     return arrived
+
+
+def stable_tokenizer() -> str:
+    """Return the file of stable's tokenizer; "" before the first release."""
+    bundle = stable_bundle()
+    return "" if bundle is None else str(bundle[0] / "weights" / "tokenizer.json")
 
 
 def report_contract(run: DayRun, arrived: Arrived) -> None:
