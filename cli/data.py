@@ -1,32 +1,108 @@
-"""`serin quarantine` and `serin gc`: what was refused, and what is no longer needed."""
+"""`serin quarantine` and `serin gc`: what was refused or came in later, and what can go."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from core.settings import Settings
 
+if TYPE_CHECKING:
+    from lake.table import Lake
+
 MIB = 1 << 20
 
 
-def quarantine(
+quarantine = typer.Typer(add_completion=False, invoke_without_command=True)
+
+
+@quarantine.callback()
+def _list(
+    context: typer.Context,
     day: Annotated[str | None, typer.Option(help="only this daily file")] = None,
     reason: Annotated[str | None, typer.Option(help="only reasons that hold this text")] = None,
     limit: Annotated[int, typer.Option(min=1, help="at most so many rows")] = 100,
     json_output: Annotated[bool, typer.Option("--json", help="print one JSON list")] = False,
 ) -> None:
-    """List the rows that were refused, with the reason for each."""
-    from lake.table import Lake
+    """List the rows that were refused, with the reason for each; show and re-admit them."""
+    if context.invoked_subcommand is not None:
+        return
+    from lake.readmission import quarantined_rows
 
-    rows = Lake(Settings.read().lake_uri).quarantined(day, reason, limit)
+    rows = quarantined_rows(_lake(), day, reason, limit)
     if json_output:
-        typer.echo(msgspec.json.format(msgspec.json.encode(rows, enc_hook=str)).decode())
+        typer.echo(_json(rows))
         return
     if not rows:
         typer.echo("nothing is in quarantine")
     for row in rows:
-        typer.echo(f"{row['day']}  {row['source']}:{row['row']}  {row['reason']}")
+        mark = "  (re-admitted)" if row["readmitted_at"] else ""
+        typer.echo(
+            f"{row['id']}  {row['day']}  {row['source']}:{row['row']}  {row['reason']}{mark}"
+        )
+
+
+@quarantine.command()
+def show(
+    row: Annotated[str, typer.Argument(help="id from the list")],
+    json_output: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Show one refused row: where it stood, why it was refused, its text without personal data."""
+    from lake.readmission import quarantined_row
+
+    found = quarantined_row(_lake(), row)
+    if json_output:
+        typer.echo(_json(found))
+        return
+    for name, value in found.items():
+        if value not in (None, ""):
+            typer.echo(f"{name:15} {value}")
+
+
+@quarantine.command()
+def readmit(
+    file: Annotated[str, typer.Argument(help="corrected rows (path or URL), as daily files are")],
+    row: Annotated[
+        str | None, typer.Option(help="the file's one row corrects this quarantined one")
+    ] = None,
+    day: Annotated[
+        str | None, typer.Option(help="the file is this day's whole file, with the same rows")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Take corrected rows in by the same contract, and mark the refused ones as re-admitted.
+
+    Without --row or --day each row names the quarantined one in a field `quarantine_id`.
+    """
+    from lake.readmission import readmit
+    from lake.sources import list_days
+    from validation.records import check_rows
+
+    done = readmit(_lake(), list_days(file).days[0], check_rows, row=row, day=day)
+    told = {
+        "readmitted": done.readmitted,
+        "refused_again": done.refused_again,
+        "kept": done.report.kept,
+        "duplicates": done.report.duplicates,
+    }
+    if json_output:
+        typer.echo(_json(told))
+        return
+    typer.echo(
+        f"{len(done.readmitted)} rows re-admitted ({done.report.kept} new, "
+        f"{done.report.duplicates} duplicates), {done.refused_again} refused again"
+    )
+
+
+def _lake() -> "Lake":
+    from lake.table import Lake
+
+    settings = Settings.read()
+    return Lake(settings.lake_uri, index_folder=settings.folder("duplicates"))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str)).decode()
 
 
 def gc(

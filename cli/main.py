@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "safety": ("cli.safety:safety", "Try the safety chain on a file of texts."),
     "policy": ("cli.policy:policy", "Check, show and compare safety policies."),
     "pii": ("cli.pii:pii", "Find sensitive data in files, and check what the lake holds."),
-    "quarantine": ("cli.data:quarantine", "List the records that were refused, with reasons."),
+    "quarantine": ("cli.data:quarantine", "List, show and re-admit records that were refused."),
     "lineage": ("cli.lineage:lineage", "Tell which snapshots and versions hold a record."),
     "forget": ("cli.lineage:forget", "Erase records, and keep them out (dry run by default)."),
     "audit": ("cli.audit:audit", "Check the record of requests and answers, and search it."),

@@ -332,7 +332,9 @@ class _Run:
             tokens=batch.tokens,
             settings=self._settings,
             judged_at=intake.judged_at,
-            mapping=intake.config.mapping.model_dump(exclude_defaults=True),
+            intake=intake.config.model_dump(
+                mode="json", include={"mapping", "scrub", "held_out_share"}, exclude_defaults=True
+            ),
         )
         metadata = {METADATA_KEY: msgspec.json.encode(entry).decode()}
         if batch.refused.rows:

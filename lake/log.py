@@ -10,8 +10,6 @@ from typing import Any
 
 import msgspec
 
-from lake.config import FieldMapping
-
 METADATA_KEY = "serin"
 DISCARDED_KEY = "serin_discarded"
 
@@ -20,8 +18,9 @@ class BatchEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One commit of a day file, as its metadata in the Delta log.
 
     `blocks` raw blocks of the file went into it and `looks` parts into the duplicate index; `near`
-    of the duplicates are near ones; `settings` is the digest of all that its rows
-    depend on beside the bytes. Lakes of before have only the first seven and one commit a file.
+    of the duplicates are near ones; `settings` is the digest of all that its rows depend on beside
+    the bytes, `intake` the part that a correction needs. Older lakes have only the first seven and
+    one commit a file.
     """
 
     day: str
@@ -39,7 +38,7 @@ class BatchEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
     settings: str = ""
     judged_at: float = 0
-    mapping: dict[str, Any] = {}
+    intake: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class VersionEntry:
     quarantined: int
     near_duplicates: int = 0
     tokens: int = 0
-    mapping: FieldMapping | None = None
+    intake: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -87,7 +86,7 @@ class FileState:
             quarantined=sum(batch.quarantined for batch in self.batches),
             near_duplicates=sum(batch.near for batch in self.batches),
             tokens=sum(batch.tokens for batch in self.batches),
-            mapping=FieldMapping(**last.mapping) if last.mapping else None,
+            intake=last.intake,
         )
 
 

@@ -15,6 +15,8 @@ DESCRIPTION = "serin schema_version="
 RECORDS = "records"
 QUARANTINE = "quarantine"
 ERASURES = "erasures"
+READMITTED = "readmitted"
+"""Which quarantined rows came in after a correction; made with the first of them."""
 PARTITION = "day"
 """The column that no data file holds and by which readers skip files."""
 LOG_RETENTION = "interval 36500 days"
@@ -53,7 +55,22 @@ QUARANTINE_SCHEMA = pa.schema(
 ERASURES_SCHEMA = pa.schema(
     [("day", pa.string()), ("id_hash", pa.string()), ("content_digest", pa.string())]
 )
-SCHEMAS = {RECORDS: RECORDS_SCHEMA, QUARANTINE: QUARANTINE_SCHEMA, ERASURES: ERASURES_SCHEMA}
+READMITTED_SCHEMA = pa.schema(
+    [
+        ("day", pa.string()),
+        ("file_digest", pa.string()),
+        ("row", pa.int64()),
+        ("correction", pa.string()),
+        ("correction_digest", pa.string()),
+        ("readmitted_at", pa.string()),
+    ]
+)
+SCHEMAS = {
+    RECORDS: RECORDS_SCHEMA,
+    QUARANTINE: QUARANTINE_SCHEMA,
+    ERASURES: ERASURES_SCHEMA,
+    READMITTED: READMITTED_SCHEMA,
+}
 
 Migration = Callable[[str, Mapping[str, str] | None], None]
 MIGRATIONS: dict[int, Migration] = {}

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from deltalake.exceptions import TableNotFoundError
 from core.errors import IntegrityError
 from lake.commits import PartFiles, WrittenFile, commit_files
 from lake.log import DISCARDED_KEY
-from lake.schema import PARTITION, RECORDS, SCHEMAS, create_table, require_current
+from lake.schema import PARTITION, QUARANTINE, RECORDS, SCHEMAS, create_table, require_current
 
 HISTORY_ENTRIES_MAX = 1_000_000
 
@@ -43,9 +43,9 @@ class Tables:
         require_current(table)
         return table
 
-    def create(self) -> None:
+    def create(self, names: Collection[str] = (RECORDS, QUARANTINE)) -> None:
         """Create the tables that are missing."""
-        for name in SCHEMAS:
+        for name in names:
             if self.table(name) is None:
                 create_table(self.address(name), name, self.storage_options)
 

@@ -47,7 +47,7 @@ def add_tombstones(
     tables: Tables, erased: Collection[tuple[str, str]], day: str, batch: str, at: int
 ) -> None:
     """Add (record id, content digest) pairs; the same `batch` again adds nothing."""
-    tables.create()
+    tables.create([ERASURES])
     table = tables.table(ERASURES)
     if table is not None and table.transaction_version(batch) is not None:
         return

@@ -1,0 +1,57 @@
+"""`serin quarantine` lists, shows and re-admits, on a lake below SERIN_HOME."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.data import quarantine
+from core.settings import Settings
+from lake.sources import FieldMapping, IngestConfig, list_days
+from lake.table import Lake
+from validation.records import check_rows
+
+GOOD = {"id": "a", "q": "where is it", "a": "here"}
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(quarantine, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SERIN_HOME", str(tmp_path / "home"))
+    path = tmp_path / "day-1.jsonl"
+    bad: dict[str, Any] = {"id": "b", "q": 7, "a": "mail jo@example.com"}
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(bad) + "\n")
+    mapping = FieldMapping(prompt="q", response="a")
+    lake = Lake(Settings.read().lake_uri)
+    config = IngestConfig(data=str(path), mapping=mapping)
+    lake.ingest_day(list_days(str(path)).days[0], config, check_rows)
+    return tmp_path
+
+
+def test_a_refused_row_is_listed_shown_and_readmitted(ingested: Path) -> None:
+    listed = json.loads(run("--json"))
+    assert [row["row"] for row in listed] == [2]
+    name = listed[0]["id"]
+    assert name in run()
+    shown = run("show", name)
+    assert "[EMAIL]" in shown
+    assert "jo@" not in shown
+    correction = ingested / "correction.jsonl"
+    correction.write_text(json.dumps({"id": "b", "q": "seven", "a": "mail", "quarantine_id": name}))
+    told = json.loads(run("readmit", str(correction), "--json"))
+    assert told == {"readmitted": [name], "refused_again": 0, "kept": 1, "duplicates": 0}
+    assert "(re-admitted)" in run()
+    assert "re-admitted" in run("readmit", str(correction))
+    assert "1 rows re-admitted" in run("readmit", str(correction), "--row", name)
+
+
+def test_an_empty_quarantine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERIN_HOME", str(tmp_path))
+    assert "nothing is in quarantine" in run()
