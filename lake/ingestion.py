@@ -33,6 +33,7 @@ from lake.preparation import (
     PreparedBlock,
     after_rows,
     taken_rows,
+    tokens_of,
 )
 from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile, day_blocks
@@ -295,7 +296,7 @@ class _Run:
         fresh = pa.array(self._ids.add(prefixes_of_texts(new.column("record_id").to_pylist())))
         kept = new.filter(fresh)
         batch.records.write(kept)
-        batch.tokens += int(pc.sum(kept.column("tokens")).as_py() or 0)
+        batch.tokens += tokens_of(kept)
         taken = taken_rows(new.filter(pc.invert(fresh)), self._intake)
         batch.refused.write(taken)
         batch.looks += 1
@@ -332,9 +333,7 @@ class _Run:
             tokens=batch.tokens,
             settings=self._settings,
             judged_at=intake.judged_at,
-            intake=intake.config.model_dump(
-                mode="json", include={"mapping", "scrub", "held_out_share"}, exclude_defaults=True
-            ),
+            intake=intake.kept_settings(),
         )
         metadata = {METADATA_KEY: msgspec.json.encode(entry).decode()}
         if batch.refused.rows:

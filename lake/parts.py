@@ -19,7 +19,14 @@ from core.sketches import BANDS, SIGNATURE_BYTES, Array, similarity
 from lake.commits import PartFiles, WrittenFile
 from lake.config import IngestConfig
 from lake.known import prefixes_of_texts
-from lake.preparation import PLACED_SCHEMA, Intake, after_rows, prepare_block, taken_rows
+from lake.preparation import (
+    PLACED_SCHEMA,
+    Intake,
+    after_rows,
+    prepare_block,
+    taken_rows,
+    tokens_of,
+)
 from lake.readers import RawBlock, data_suffix, parquet_groups, read_blocks
 from lake.schema import QUARANTINE, QUARANTINE_SCHEMA, RECORDS, SCHEMAS
 from lake.sketches import Sketches
@@ -107,11 +114,12 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPart:
-    """The files of one part in both tables, and how many rows they hold."""
+    """The files of one part in both tables, how many rows they hold, and the records' tokens."""
 
     files: Mapping[str, tuple[WrittenFile, ...]]
     records: int
     refused: int
+    tokens: int
 
 
 def plan_parts(day_file: DayFile, count: int) -> list[Part]:
@@ -223,18 +231,20 @@ def write_part(order: Writing) -> WrittenPart:
         )
         for name in (RECORDS, QUARANTINE)
     }
-    place = 0
+    place = tokens = 0
     for batch in _spooled(order.folder, prepared.number, RECORDS):
         verdicts = order.verdicts[place : place + batch.num_rows]
         place += batch.num_rows
         numbered = after_rows(batch, order.rows_before)
-        files[RECORDS].write(numbered.filter(pa.array(verdicts == IS_NEW)))
+        new = numbered.filter(pa.array(verdicts == IS_NEW))
+        files[RECORDS].write(new)
+        tokens += tokens_of(new)
         taken = numbered.filter(pa.array(verdicts == IS_TAKEN))
         files[QUARANTINE].write(taken_rows(taken, intake))
     for batch in _spooled(order.folder, prepared.number, QUARANTINE):
         files[QUARANTINE].write(after_rows(batch, order.rows_before))
     written = {name: found.finish() for name, found in files.items()}
-    return WrittenPart(written, files[RECORDS].rows, files[QUARANTINE].rows)
+    return WrittenPart(written, files[RECORDS].rows, files[QUARANTINE].rows, tokens)
 
 
 def open_columns(folder: Path, number: int) -> dict[str, Array]:

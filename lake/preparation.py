@@ -57,6 +57,11 @@ class Intake:
     describe: DescribeRows | None = None
     tombstones: Tombstones = Tombstones()
 
+    def kept_settings(self) -> dict[str, Any]:
+        """Return what a later correction of a row needs to read it alike."""
+        kept = {"mapping", "scrub", "held_out_share"}
+        return self.config.model_dump(mode="json", include=kept, exclude_defaults=True)
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedBlock:
@@ -155,6 +160,11 @@ def after_rows(rows: pa.RecordBatch, count: int) -> pa.RecordBatch:
     """Return a block's rows with their numbers counted on after `count` rows of earlier blocks."""
     place = rows.schema.get_field_index("row")
     return rows.set_column(place, "row", pc.add(rows.column(place), count))
+
+
+def tokens_of(rows: pa.RecordBatch) -> int:
+    """Return how many tokens rows with PLACED_SCHEMA have; 0 where none were counted."""
+    return int(pc.sum(rows.column("tokens")).as_py() or 0)
 
 
 def _records(kept: list[tuple[RawRow, CleanRow]], intake: Intake) -> pa.RecordBatch:

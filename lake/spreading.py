@@ -170,9 +170,10 @@ class PartsRun:
             quarantined=sum(part.refused for part in written),
             looks=looks,
             near=int((verdicts == IS_NEAR).sum()),
+            tokens=sum(part.tokens for part in written),
             settings=self._settings,
             judged_at=intake.judged_at,
-            mapping=intake.config.mapping.model_dump(exclude_defaults=True),
+            intake=intake.kept_settings(),
         )
         metadata = {METADATA_KEY: msgspec.json.encode(entry).decode()}
         for name in (QUARANTINE, RECORDS):
