@@ -148,6 +148,35 @@ class ScaleConfig(BaseModel):
         return self.runner != "local" or self.parts > 1
 
 
+class SelectionConfig(BaseModel):
+    """How much of the new data is trained on, and which rows. Without `rows_max`: all of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows_max: int | None = Field(
+        default=None, ge=1, description="budget: most training rows of a snapshot; empty: all"
+    )
+    quality_min: float = Field(
+        default=0.3, ge=0, le=1, description="rows with a lower quality score are left out"
+    )
+    cluster_similarity_min: float = Field(
+        default=0.6,
+        ge=0.5,
+        le=1,
+        description="similarity from which rows are one cluster; its best row is chosen first",
+    )
+    cluster_rows_max: int | None = Field(
+        default=None, ge=1, description="most rows of one cluster; empty: while there is room"
+    )
+    slice_rows_min: int = Field(
+        default=100, ge=0, description="rows that each slice gets first, if it has them"
+    )
+    slice_shares: dict[str, float] = Field(
+        default_factory=dict, description="weight of named slices; others weigh their share"
+    )
+    seed: int = Field(default=7, description="seed of the draw")
+
+
 class IngestConfig(BaseModel):
     """Where the days are and how they come in."""
 
@@ -172,6 +201,9 @@ class IngestConfig(BaseModel):
     )
     rows_min: int = Field(
         default=50, ge=1, description="fewer new training rows end the run as not enough data"
+    )
+    selection: SelectionConfig = Field(
+        default=SelectionConfig(), description="which of the new rows are trained on"
     )
     scrub: bool = Field(
         default=True, description="replace sensitive data by its kind before storing"

@@ -30,7 +30,6 @@ MARGIN = 0.04
 """Two standard errors of the estimate, so that pairs at the threshold are found."""
 EXACT_SAME_MAX, NEAR_SAME_MAX = 256, 16
 """Most entries compared for one key of one segment."""
-RELEASE_LOOKS = 16
 PAIRS_CHUNK = 1 << 15
 LOW = np.uint64(KEY_LOW)
 
@@ -48,7 +47,7 @@ class DuplicateIndex:
     """Exact and near duplicates among all rows that came in, below one folder; one user at a time.
 
     Per million rows 16 MB on disk and at most 2 MB of filter; per million long rows 236 MB and at
-    most 24 MB. It holds no text. Mapped pages are given back every RELEASE_LOOKS batches. An index
+    most 24 MB. It holds no text. Mapped pages are given back after each segment's lookups. An index
     that is missing or damaged starts empty, and `missing` tells what to `restore` from the lake.
     """
 
@@ -74,7 +73,6 @@ class DuplicateIndex:
         self._history = History(folder)
         self._manifest = self._history.manifest
         self._barred = barred
-        self._looks = 0
         self._known: Array
         self._counted: Array
         self._count_batches()
@@ -93,9 +91,6 @@ class DuplicateIndex:
         self._find_exact(sketches, verdicts)
         self._find_near(sketches, verdicts)
         self._history.stage(number, sketches, verdicts == IS_NEW)
-        self._looks += 1
-        if self._looks % RELEASE_LOOKS == 0:
-            self._history.release()
         return [VERDICTS[verdict] for verdict in verdicts.tolist()]
 
     def commit(self, batch: str) -> None:
@@ -182,6 +177,7 @@ class DuplicateIndex:
             same = segment["checks"][theirs] == checks[ours]
             known = same & self._counted[segment["batches"][theirs]]
             verdicts[order[ours[known]]] = IS_EXACT
+            segment.release()
 
     def _find_near(self, sketches: Sketches, verdicts: Array) -> None:
         still = verdicts[sketches.places] == IS_NEW
@@ -203,6 +199,7 @@ class DuplicateIndex:
                 mine, stored = part >> np.int64(28), part & np.int64(KEY_LOW)
                 alike = similarity(signatures[mine], segment["signatures"][stored])
                 old[mine[alike >= least]] = True
+            segment.release()
         groups = components(len(places), near_pairs(bands, signatures, least).tolist())
         # A group that reaches history is old as a whole.
         reached = np.zeros(len(places), dtype=bool)

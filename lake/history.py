@@ -26,6 +26,7 @@ SYNC_ROWS_MIN = 1 << 20
 ROWS_CHUNK = 1 << 16
 LOW = np.uint64(KEY_LOW)
 NONE = np.empty(0, dtype=np.uint64)
+Piece = dict[str, Array]
 LOG = logging.getLogger("serin.duplicates")
 
 
@@ -126,7 +127,7 @@ class History:
         first, keys = entries[0], sum(len(part.keys) for part in parts)
         if first.kind == EXACT:
 
-            def change(index: int, piece: dict[str, Array]) -> dict[str, Array]:
+            def change(index: int, piece: Piece) -> Piece:
                 keep = known[piece["batches"]] & ~np.isin(piece[KEYS], doomed)
                 return {name: values[keep] for name, values in piece.items()}
 
@@ -137,7 +138,7 @@ class History:
             ordinals = np.cumsum(np.concatenate(kept), dtype=np.uint64) - np.uint64(1)
             offsets = np.cumsum([0, *(len(keep) for keep in kept)])
 
-            def change(index: int, piece: dict[str, Array]) -> dict[str, Array]:
+            def change(index: int, piece: Piece) -> Piece:
                 old = (piece[KEYS] & LOW).astype(np.int64)
                 keep = kept[index][old]
                 new = ordinals[offsets[index] + old[keep]]
@@ -145,16 +146,10 @@ class History:
 
             pieces = merged([part.columns(KEYS) for part in parts], change)
             rest = {
-                name: _filtered([part[name] for part in parts], kept)
-                for name in ("owners", "batches", "signatures")
+                name: _filtered(parts, name, kept) for name in ("owners", "batches", "signatures")
             }
         rows = sum(entry.rows for entry in entries)
-        self._add(first.kind, first.batch, rows, keys, pieces, rest, entries)
-
-    def release(self) -> None:
-        """Give all mapped pages back to the kernel."""
-        for segment in self._segments.values():
-            segment.release()
+        self._add(first.kind, first.batch, rows, keys, _released(pieces, parts), rest, entries)
 
     def bytes(self) -> int:
         """Bytes on disk."""
@@ -205,7 +200,17 @@ def _chunks(column: Array) -> Iterator[Array]:
         yield column[start : start + ROWS_CHUNK]
 
 
-def _filtered(columns: Sequence[Array], kept: Sequence[Array]) -> Iterator[Array]:
-    for column, keep in zip(columns, kept, strict=True):
-        for values, mask in zip(_chunks(column), _chunks(keep), strict=True):
+def _filtered(parts: Sequence[Segment], name: str, kept: Sequence[Array]) -> Iterator[Array]:
+    """Yield a column's kept rows in chunks, and give back what was mapped to read each."""
+    for part, keep in zip(parts, kept, strict=True):
+        for values, mask in zip(_chunks(part[name]), _chunks(keep), strict=True):
             yield values[mask]
+            part.release()
+
+
+def _released(pieces: Iterator[Piece], parts: Sequence[Segment]) -> Iterator[Piece]:
+    """Yield the pieces, and give back what was mapped to make each."""
+    for piece in pieces:
+        yield piece
+        for part in parts:
+            part.release()

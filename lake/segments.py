@@ -87,6 +87,8 @@ class Segment:
             return np.empty(shape, dtype=dtype)
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Reading around each lookup would map, and load, sixteen pages for one.
+        mapped.madvise(mmap.MADV_RANDOM)
         self._maps.append(mapped)
         return np.frombuffer(mapped, dtype=dtype).reshape(shape)
 

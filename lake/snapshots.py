@@ -22,9 +22,12 @@ import pyarrow.parquet as pq
 from core.contracts import Record, SnapshotRef
 from core.digests import digest_file, digest_json
 from core.errors import IntegrityError, NotFoundError
+from lake.budget import Keep, within_budget
+from lake.config import SelectionConfig
 from lake.members import Member, read_members, write_members
 from lake.replay import earlier_held_out, earlier_rows
 from lake.schema import RECORDS_SCHEMA
+from lake.selection import Selected
 from lake.table import Lake, VersionEntry, record_of
 
 __all__ = [
@@ -59,7 +62,8 @@ IN_ORDER = [("day", "ascending"), ("source", "ascending"), ("row", "ascending")]
 class SnapshotManifest:
     """What a snapshot holds. `versions` maps each Delta version to its day.
 
-    `files` are the digests of the rows as they were cut, `lake_uri` is where they came from.
+    `files` are the digests of the rows as they were cut, `lake_uri` is where they came from,
+    `selection` how they were chosen, where a budget left others out.
     """
 
     snapshot: SnapshotRef
@@ -68,6 +72,7 @@ class SnapshotManifest:
     files: dict[str, str]
     schema_version: int = 1
     lake_uri: str = ""
+    selection: Selected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +103,23 @@ def create_snapshot(
     flagged: Collection[int],
     folder: Path,
     rows_min: int,
+    selection: SelectionConfig = SelectionConfig(),  # noqa: B008  frozen
 ) -> SnapshotRef | None:
     """Cut a snapshot of all days after `after_version` that are not flagged.
 
     `after_version` is the end of stable's recorded range (None: there is no stable). A day that was
     re-admitted after stable had moved past it is new as well, until a stable was trained on it.
-    Returns None when there are fewer than `rows_min` training rows. The same rows give the same
-    snapshot, which is then reused.
+    With a budget in `selection` it holds the rows chosen by it, and its manifest says how. Returns
+    None when there are fewer than `rows_min` training rows. The same rows give the same snapshot,
+    which is then reused.
     """
     entries = _new_entries(lake.versions(), after_version, flagged, folder)
-    table = _rows_in_order(lake, entries)
+    table, selected = within_budget(
+        lake,
+        [entry.version for entry in entries],
+        selection,
+        lambda keep: _rows_in_order(lake, entries, keep),
+    )
     training = table.filter(pa.compute.invert(table["held_out"]))
     held_out = table.filter(table["held_out"])
     if not entries or training.num_rows < rows_min:
@@ -127,7 +139,9 @@ def create_snapshot(
     if not (folder / snapshot_id / MANIFEST).is_file():
         versions = {entry.version: entry.day for entry in entries}
         slices = Counter(training["slice_name"].to_pylist())
-        manifest = SnapshotManifest(ref, versions, dict(slices.most_common()), {}, 1, lake.uri)
+        manifest = SnapshotManifest(
+            ref, versions, dict(slices.most_common()), {}, 1, lake.uri, selected
+        )
         _write(folder, manifest, training, held_out)
     if read_members(folder / MEMBERS, snapshot_id) is None:
         write_members(folder / MEMBERS, snapshot_id, map(_member, columns))
@@ -147,9 +161,9 @@ def materialise(ref: SnapshotRef, lake: Lake) -> Materialised:
         raise NotFoundError(f"the list of records of snapshot {ref.snapshot_id} is gone")
     wanted = {(member.record_id, member.content_digest) for member in members}
     entries = [entry for entry in lake.versions() if entry.version in manifest.versions]
-    table = _rows_in_order(lake, entries)
-    keys = zip(table["record_id"].to_pylist(), table["content_digest"].to_pylist(), strict=True)
-    table = table.filter(pa.array([key in wanted for key in keys], type=pa.bool_()))
+    table = _rows_in_order(
+        lake, entries, lambda row: (row["record_id"], row["content_digest"]) in wanted
+    )
     present = set(table["record_id"].to_pylist())
     lost = sorted({record_id for record_id, _ in wanted} - present)
     unexplained = set(lost) - lake.erased_among(lost)
@@ -295,10 +309,14 @@ def _new_entries(
     ]
 
 
-def _rows_in_order(lake: Lake, entries: list[VersionEntry]) -> pa.Table:
-    """Return the rows by day, file and row; a content that came twice stands once."""
-    batches = list(lake.rows([entry.version for entry in entries]))
-    tables = [pa.Table.from_pylist(list(batch), schema=RECORDS_SCHEMA) for batch in batches]
+def _rows_in_order(lake: Lake, entries: list[VersionEntry], keep: Keep | None) -> pa.Table:
+    """Return the rows to keep by day, file and row; a content that came twice stands once."""
+    tables = [
+        pa.Table.from_pylist(
+            [row for row in batch if keep is None or keep(row)], schema=RECORDS_SCHEMA
+        )
+        for batch in lake.rows([entry.version for entry in entries])
+    ]
     table = pa.concat_tables([RECORDS_SCHEMA.empty_table(), *tables]).sort_by(IN_ORDER)
     seen: set[str] = set()
     first: list[bool] = []

@@ -76,7 +76,9 @@ class PartsRun:
     def take(self, fields_required: bool) -> None:
         """Take the whole file in. What an interrupted run left in the scratch folder is redone."""
         folder = self._folder()
-        shutil.rmtree(folder, ignore_errors=True)
+        # In the lake's own scratch folder nothing else is alive: the caller holds the lake's lock.
+        own = not self._intake.config.scale.scratch
+        shutil.rmtree(folder.parent if own else folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
             prepared = self._prepare(folder, fields_required)

@@ -154,6 +154,16 @@ class Lake(Tables):
         batches = self.columns(["slice_name"], condition)
         return {name for batch in batches for name in batch.column("slice_name").to_pylist()}
 
+    def slice_counts(self, versions: Collection[int]) -> dict[str, int]:
+        """Count the training rows of the given versions by slice."""
+        condition = _of_versions(self.versions(), versions)
+        if condition is None:
+            return {}
+        counts: Counter[str] = Counter()
+        for batch in self.columns(["slice_name"], condition & ~ds.field("held_out")):
+            counts.update(batch.column("slice_name").to_pylist())
+        return dict(sorted(counts.items()))
+
     def statistics(self) -> LakeStatistics:
         """Count rows, versions and quarantined rows."""
         entries = self.versions()

@@ -11,14 +11,14 @@ from core.settings import Settings
 from lake.config import IngestConfig
 from lake.evaluation import evaluation_set
 from lake.replay import earlier_rows
-from lake.snapshots import create_snapshot, flagged_versions
+from lake.snapshots import create_snapshot, flagged_versions, read_manifest
 from lake.sources import list_days
 from lake.table import IngestReport, Lake
 from tasks.runners import spreading
 from tasks.stable import stable_bundle, stable_version
 from tasks.stages import LOG, DayRun, stage
 
-EVALUATION_NAME = "evaluation.json"
+EVALUATION_NAME, SELECTION_NAME = "evaluation.json", "selection.json"
 BASE = "base"
 
 
@@ -125,7 +125,16 @@ def cut_snapshot(run: DayRun, config: IngestConfig) -> SnapshotRef | None:
     stable = stable_version()
     folder = snapshots_folder()
     after = None if stable is None else stable.delta_version_last
-    return create_snapshot(open_lake(), after, flagged_versions(folder), folder, config.rows_min)
+    snapshot = create_snapshot(
+        open_lake(), after, flagged_versions(folder), folder, config.rows_min, config.selection
+    )
+    selected = None if snapshot is None else read_manifest(snapshot).selection
+    if selected is not None:
+        run.path(SELECTION_NAME).write_bytes(msgspec.json.encode(selected))
+        run.record(
+            "selection", 0, rows_before=selected.rows_before, rows_chosen=selected.rows_chosen
+        )
+    return snapshot
 
 
 @stage("evaluation set", retries=1)
