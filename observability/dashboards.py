@@ -231,7 +231,28 @@ SAFETY = (
         "short",
         (
             (f"sum(rate({GATEWAY}audit_rows_total[5m]))", "gateway's rows per second"),
-            (f"sum({GATEWAY}audit_missed_total)", "missed"),
+            (f"sum(rate({PREDICTOR}audit_rows_total[5m]))", "predictors' rows per second"),
+            (f"sum({GATEWAY}audit_missed_total)", "gateway's missed"),
+            (f"sum({PREDICTOR}audit_missed_total)", "predictors' missed"),
+        ),
+    ),
+    Panel(
+        "Audit coverage: scanned of sent text",
+        "percentunit",
+        (
+            (
+                f"sum(increase({PREDICTOR}scanned_bytes_total[1h])) / "
+                f"sum(increase({PREDICTOR}output_bytes_total[1h]))",
+                "coverage",
+            ),
+        ),
+    ),
+    Panel(
+        "Text stopped or unchecked",
+        "decbytes",
+        (
+            (f"sum({PREDICTOR}unscanned_bytes_total)", "unscanned, stopped"),
+            (f"sum({PREDICTOR}failed_open_bytes_total)", "a filter had failed"),
         ),
     ),
 )

@@ -21,6 +21,7 @@ from core.errors import UnavailableError
 from observability.audit import Audit
 from observability.audit_rows import AuditRow, FilterDecision
 from observability.refusal_counts import RefusalCounts
+from serving import request_traces
 from serving.engines.engine import Prompt
 from serving.lifecycle import Identity
 from serving.predictor_metrics import PredictorMetrics
@@ -228,6 +229,7 @@ class PredictorAudit:
         return {name: self._scanner.redact(text)[0] for name, text in texts.items()}
 
     def _write(self, row: AuditRow) -> None:
+        began = time.perf_counter()
         try:
             if self._audit is None:
                 raise UnavailableError("there is no audit: it could not be opened at the start")
@@ -238,6 +240,8 @@ class PredictorAudit:
             log.error("%s", error)
             if self._required:
                 raise
+        finally:
+            request_traces.stage("audit", began)
 
     def _flush(self) -> None:
         for row in self._refused.take():

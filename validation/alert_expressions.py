@@ -6,11 +6,8 @@ Knows names of metrics; a figure that no process exposes has no expression and n
 from collections.abc import Callable, Mapping
 
 GATEWAY = "serin_gateway_"
-REFUSED_BY_CLIENTS = (
-    "banned|body_too_large|filtered|input_too_long|invalid_body|invalid_deadline|"
-    "model_not_found|unknown_api_key|unknown_path|wrong_method"
-)
-"""Reasons of refusals that the client is to blame for."""
+MALFORMED = "invalid_body|body_too_slow|body_too_large|wrong_method"
+"""Reasons of refusals that a request's form is to blame for."""
 Expression = Callable[[str, str, int], str]
 """(service, span as Prometheus writes it, least requests) -> PromQL."""
 
@@ -37,14 +34,15 @@ def _rate(service: str, span: str, least: int) -> str:
 
 
 def _illegal(service: str, span: str, least: int) -> str:
-    refused = f'{GATEWAY}refused_total{{reason=~"{REFUSED_BY_CLIENTS}"}}[{span}]'
-    answered = f'{GATEWAY}requests_total{{service="{service}",outcome="client_error"}}[{span}]'
-    bad = f"((sum(rate({refused})) or vector(0)) + (sum(rate({answered})) or vector(0)))"
-    everything = (
-        f'((sum(rate({GATEWAY}refused_total{{reason=~".+"}}[{span}])) or vector(0)) + '
-        f"{_rate(service, span, least)})"
-    )
-    return f"({bad} / {everything} and {_enough(service, span, least)})"
+    def rate(series: str) -> str:
+        return f"(sum(rate({GATEWAY}{series}[{span}])) or vector(0))"
+
+    strange = rate('strikes_total{kind="failed_authentication"}')
+    malformed = rate(f'refused_total{{reason=~"{MALFORMED}"}}')
+    blocked = rate('strikes_total{kind="blocked"}')
+    requests = rate(f'requests_total{{service="{service}"}}')
+    bad = f"({blocked} + {strange} + {malformed})"
+    return f"({bad} / ({requests} + {strange} + {malformed}) and {_enough(service, span, least)})"
 
 
 def _quality(service: str, span: str, least: int) -> str:
@@ -77,6 +75,10 @@ EXPRESSIONS: Mapping[str, Expression] = {
     ),
     "predictor_exits": lambda service, span, least: (
         f'sum(increase(serin_control_predictor_exits_total{{service="{service}"}}[{span}]))'
+    ),
+    "unscanned_bytes": lambda service, span, least: (
+        f"(sum(increase(serin_predictor_unscanned_bytes_total[{span}])) + "
+        f"sum(increase(serin_predictor_failed_open_bytes_total[{span}])))"
     ),
     "routing_share_error": _routing,
     "daily_run_age_seconds": lambda service, span, least: (

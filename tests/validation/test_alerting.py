@@ -88,6 +88,6 @@ def test_each_row_that_processes_can_show_has_its_alert() -> None:
         if all(condition.metric in EXPRESSIONS for condition in row.conditions)
     }
     assert {rule["labels"]["row"] for rule in health} == shown
-    assert {*DEFAULT_ROWS} - shown == {"audit_coverage", "prompt_drift", "ledger"}
+    assert {*DEFAULT_ROWS} - shown == {"prompt_drift", "ledger"}
     off = all_rules(CanaryConfig(), HealthConfig(rows={"disk": {"mode": "off"}}), "assistant")
     assert "SerinDisk" not in [rule["alert"] for rule in off["groups"][-1]["rules"]]
