@@ -57,6 +57,11 @@ class Endpoint:
         """Requests without a byte of answer: their time limit -> loop time of sending."""
 
     @property
+    def where(self) -> str:
+        """What a person knows it by: its revision, or elsewhere its region."""
+        return self.region or self.revision
+
+    @property
     def available(self) -> bool:
         """Whether a request may be sent here."""
         return self.ready and not self.ejected

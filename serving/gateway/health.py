@@ -50,7 +50,7 @@ class Health:
             endpoint.failures = 0
         endpoint.ejected = True
         self.ejections[reason] = self.ejections.get(reason, 0) + 1
-        log.warning("%s (%s) ejected: %s", endpoint.url, endpoint.revision, reason)
+        log.warning("%s (%s) ejected: %s", endpoint.url, endpoint.where, reason)
         self._balancer.notify()
         self._spawn(self._return_when_ready(endpoint))
 
@@ -67,7 +67,7 @@ class Health:
         endpoint.missed_probes = 0
         self._balancer.returned(endpoint)
         if not endpoint.gone:
-            log.warning("%s (%s) is back", endpoint.url, endpoint.revision)
+            log.warning("%s (%s) is back", endpoint.url, endpoint.where)
         self._balancer.notify()
 
     async def _watch(self) -> None:

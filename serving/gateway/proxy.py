@@ -8,6 +8,7 @@ import msgspec
 
 from serving.gateway.balancer import Arm, Balancer, Choice, Endpoint
 from serving.gateway.config import GatewayConfig
+from serving.gateway.exposition import family
 from serving.gateway.health import Health
 from serving.gateway.job import Job
 from serving.gateway.limits import Full
@@ -46,7 +47,9 @@ class Proxy:
         self._sender = Sender(config, balancer, health, upstream, self._budget)
 
     def lines(self) -> Iterator[str]:
-        """Yield retries and hedges in Prometheus' text format."""
+        """Yield waits, retries and hedges in Prometheus' text format."""
+        name, text = "serin_gateway_upstream_waiting", "Requests that wait for a place at a server."
+        yield from family(name, "gauge", text, [("", self._balancer.places.waiting)])
         yield from self._budget.lines()
         yield from self._sender.lines()
 

@@ -75,7 +75,7 @@ class RegionsConfig(BaseModel):
         default=10.0, gt=0, description="an answer that begins later counts against the region"
     )
     patience_seconds: float = Field(
-        default=1.0, ge=0, le=4, description="how long its health must be too low"
+        default=0.75, ge=0, le=4, description="how long its health must be too low"
     )
     rest_seconds_first: float = Field(
         default=5.0, gt=0, description="how long it is left alone; doubles while it relapses"

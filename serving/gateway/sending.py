@@ -17,6 +17,7 @@ from serving.gateway.exposition import family, labels
 from serving.gateway.health import Health
 from serving.gateway.job import Job
 from serving.gateway.limits import Full
+from serving.gateway.pools import Region
 from serving.gateway.relay import read_start
 from serving.gateway.retry_budget import RetryBudget
 from serving.gateway.upstream import (
@@ -38,8 +39,8 @@ class Fetched:
     answer: aiohttp.ClientResponse
     start: bytes
     whole: bool
-    guest: bool
-    """It came from another region than the request's own, and has a place there."""
+    guest: Region | None
+    """The region, other than the request's own, in which it has a place."""
     call: Call | None
     """Its part of the request's trace."""
 
@@ -121,8 +122,10 @@ class Sender:
         loop = asyncio.get_running_loop()
         now = loop.time()
         pool = endpoint.pool
-        guest = pool is not None and job.region is not None and pool.region is not job.region
-        if guest and pool is not None and not pool.region.places.try_enter():
+        guest: Region | None = None
+        if pool is not None and job.region is not None and pool.region is not job.region:
+            guest = pool.region
+        if guest is not None and not guest.places.try_enter():
             raise AttemptFailed("region_full", sent=False, eject=False)
         headers = self._headers(job, endpoint, now)
         call = traces.sending(headers, endpoint, sending)
@@ -149,7 +152,9 @@ class Sender:
                 self._health.eject(endpoint, failure.reason)
             raise
         except asyncio.CancelledError:
-            good = None  # nobody waits any more: it counts only if it was slow
+            good = False
+            if loop.time() < job.deadline:
+                good = None  # nobody waits any more: it counts only if it was slow
             raise
         finally:
             seconds = loop.time() - now
@@ -174,10 +179,10 @@ class Sender:
             headers["authorization"] = authorization
         return headers
 
-    def _leave(self, arm: Arm, endpoint: Endpoint, guest: bool) -> None:
+    def _leave(self, arm: Arm, endpoint: Endpoint, guest: Region | None) -> None:
         self._balancer.release(arm, endpoint)
-        if guest and endpoint.pool is not None:
-            endpoint.pool.region.places.leave()
+        if guest is not None:
+            guest.places.leave()
 
     def _check(
         self,
