@@ -1,5 +1,6 @@
-"""`serin quarantine` and `serin gc`: what was refused or came in later, and what can go."""
+"""`serin ingest`, `serin quarantine`, `serin gc`: what comes in, what was refused, what can go."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -11,6 +12,50 @@ if TYPE_CHECKING:
     from lake.table import Lake
 
 MIB = 1 << 20
+
+
+def ingest(
+    data: Annotated[str, typer.Argument(help="folder, glob or file of days (path or URL)")],
+    prompt_field: Annotated[str, typer.Option(help="column of the user's text")] = "prompt",
+    response_field: Annotated[str, typer.Option(help="column of the answer")] = "response",
+    slice_field: Annotated[str | None, typer.Option(help="column of the slice")] = None,
+    id_field: Annotated[str | None, typer.Option(help="column of the record id")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="processes for large files")] = 2,
+    tokenizer: Annotated[str, typer.Option(help="count tokens with this tokenizer.json")] = "",
+    report: Annotated[
+        Path | None, typer.Option(help="folder for the record contract's report")
+    ] = None,
+) -> None:
+    """Take days into the lake without training on them; known files add nothing.
+
+    A daily run does the same as its first step.
+    """
+    from core.contracts import IntakeEvidence
+    from lake.config import FieldMapping, IngestConfig
+    from lake.progress import telling
+    from lake.snapshots import flagged_versions
+    from lake.sources import list_days
+    from validation.contract_report import write_contract_report
+    from validation.records import check_rows, describe
+
+    mapping = FieldMapping(
+        prompt=prompt_field, response=response_field, slice_name=slice_field, id=id_field
+    )
+    config = IngestConfig(data=data, mapping=mapping, processes=processes, tokenizer=tokenizer)
+    lake, flagged = _lake(), flagged_versions(Settings.read().folder("snapshots"))
+    evidence: list[IntakeEvidence] = []
+    for day_file in list_days(data).days:
+        with telling(say=typer.echo) as watch:
+            done = lake.ingest_day(day_file, config, check_rows, flagged, watch, describe)
+        evidence += [done.evidence] if done.evidence is not None else []
+        known = "  (known)" if done.already_ingested else ""
+        typer.echo(
+            f"{done.day}  {done.rows_in} rows: {done.kept} kept, {done.duplicates} duplicates, "
+            f"{done.quarantined} quarantined{known}"
+        )
+    if report is not None and evidence:
+        written = write_contract_report(IntakeEvidence.joined(evidence), report)
+        typer.echo(f"record contract: {written.path}")
 
 
 quarantine = typer.Typer(add_completion=False, invoke_without_command=True)

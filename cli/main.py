@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "safety": ("cli.safety:safety", "Try the safety chain on a file of texts."),
     "policy": ("cli.policy:policy", "Check, show and compare safety policies."),
     "pii": ("cli.pii:pii", "Find sensitive data in files, and check what the lake holds."),
+    "ingest": ("cli.data:ingest", "Take daily files into the lake, without training."),
     "quarantine": ("cli.data:quarantine", "List, show and re-admit records that were refused."),
     "lineage": ("cli.lineage:lineage", "Tell which snapshots and versions hold a record."),
     "forget": ("cli.lineage:forget", "Erase records, and keep them out (dry run by default)."),

@@ -72,6 +72,14 @@ class IntakeEvidence:
     batches: tuple[Mapping[str, Any], ...] = ()
     sample: tuple[Mapping[str, Any], ...] = ()
 
+    @classmethod
+    def joined(cls, parts: "Sequence[IntakeEvidence]") -> "IntakeEvidence":
+        """Return the evidence of several files as one."""
+        return cls(
+            batches=tuple(batch for part in parts for batch in part.batches),
+            sample=tuple(row for part in parts for row in part.sample),
+        )
+
 
 Answer = Callable[[Sequence[tuple[Message, ...]]], Sequence[str]]
 """answer(prompts) -> answers, in the same order: how validation asks a model without a socket."""

@@ -5,6 +5,7 @@ Knows files, formats and positions; does not know what a good record is.
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 20
+GLOB = re.compile(r"[*?\[]")
 DIGITS = re.compile(r"(\d+)")
 
 
@@ -82,7 +84,7 @@ def locate(url: str) -> tuple[Any, str]:
 
 
 def list_days(uri: str, pattern: str = "*", excluded: Sequence[str] = ()) -> DayListing:
-    """List the daily files of a folder (path or fsspec URL), or the one file `uri`.
+    """List the daily files of a folder (path or fsspec URL), of a glob, or the one file `uri`.
 
     Days come in name order, numbers compared as numbers. Where any name carries a number or date
     (day-01, 2026-03-01), only such names are days, so that an eval.jsonl beside them is none.
@@ -90,13 +92,13 @@ def list_days(uri: str, pattern: str = "*", excluded: Sequence[str] = ()) -> Day
     and InputError for one without days.
     """
     system, root = locate(uri)
-    if not system.exists(root):
+    listed = _listed(system, root)
+    if not listed and not system.exists(root):
         raise NotFoundError(f"there is no data at {uri}; give a folder of daily files")
-    listed = system.ls(root, detail=True) if system.isdir(root) else [system.info(root)]
     barred = {(type(other), path.rstrip("/")) for other, path in map(locate, excluded)}
     left_out: list[str] = []
     found: list[dict[str, Any]] = []
-    for entry in sorted(listed, key=lambda entry: natural_key(base_name(entry["name"]))):
+    for entry in sorted(listed, key=lambda entry: natural_key(entry["name"])):
         name = base_name(entry["name"])
         if name.startswith(".") or entry["type"] != "file":
             continue
@@ -150,6 +152,17 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     ]
 
 
+def _listed(system: Any, root: str) -> list[dict[str, Any]]:
+    """Return the entries of a folder, those that a glob matches, or of the one file."""
+    if system.isdir(root):
+        return list(system.ls(root, detail=True))
+    if system.exists(root):
+        return [system.info(root)]
+    if GLOB.search(root):
+        return list(system.glob(root, detail=True).values())
+    return []
+
+
 def _why_no_day(name: str, pattern: str, is_excluded: bool) -> str:
     if is_excluded:
         return "given for another purpose"
@@ -159,11 +172,16 @@ def _why_no_day(name: str, pattern: str, is_excluded: bool) -> str:
 
 
 def _day_files(system: Any, entries: list[dict[str, Any]]) -> tuple[DayFile, ...]:
-    stems = [stem(base_name(entry["name"])) for entry in entries]
+    names = Counter(base_name(entry["name"]) for entry in entries)
+    stems = Counter(stem(base_name(entry["name"])) for entry in entries)
     files = []
-    for entry, short in zip(entries, stems, strict=True):
+    for entry in entries:
         name = base_name(entry["name"])
-        day = short if stems.count(short) == 1 else name
+        day = stem(name) if stems[stem(name)] == 1 else name
+        if names[name] > 1:
+            # The same name in several folders of a glob: then the folder names the day.
+            folder = base_name(entry["name"].rstrip("/").rpartition("/")[0])
+            day = f"{folder}-{stem(name)}"
         url = system.unstrip_protocol(entry["name"])
         files.append(DayFile(day, name, url, int(entry["size"] or 0)))
     return tuple(files)

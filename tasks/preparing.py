@@ -10,6 +10,7 @@ from core.errors import InputError
 from core.settings import Settings
 from lake.config import IngestConfig
 from lake.evaluation import evaluation_set
+from lake.progress import telling
 from lake.replay import earlier_rows
 from lake.snapshots import create_snapshot, flagged_versions, read_manifest
 from lake.sources import list_days
@@ -88,10 +89,10 @@ def take_in(run: DayRun, config: IngestConfig, day: str | None) -> Arrived:
     flagged = flagged_versions(snapshots_folder())
     if config.tokenizer == BASE:
         config = config.model_copy(update={"tokenizer": stable_tokenizer()})
-    with spreading(config.scale) as spread:
+    with spreading(config.scale) as spread, telling() as watch:
         arrived = Arrived(
             tuple(
-                lake.ingest_day(file, config, check_rows, flagged, describe=describe, spread=spread)
+                lake.ingest_day(file, config, check_rows, flagged, watch, describe, spread)
                 for file in files
             )
         )
@@ -111,11 +112,7 @@ def report_contract(run: DayRun, arrived: Arrived) -> None:
 
     found = [report.evidence for report in arrived.reports if report.evidence is not None]
     if found:
-        evidence = IntakeEvidence(
-            batches=tuple(batch for part in found for batch in part.batches),
-            sample=tuple(row for part in found for row in part.sample),
-        )
-        report = write_contract_report(evidence, Path(run.folder))
+        report = write_contract_report(IntakeEvidence.joined(found), Path(run.folder))
         LOG.info("%s  record contract: %s", run.label, report.path)
 
 

@@ -71,6 +71,19 @@ def test_same_stem_twice_gives_two_days(data: Path) -> None:
     assert [day.day for day in list_days(str(data)).days] == ["day-1.csv", "day-1.jsonl"]
 
 
+def test_a_glob_gives_the_days_of_several_folders(data: Path) -> None:
+    for folder in ("2026-10", "2026-9"):
+        (data / folder).mkdir()
+        (data / folder / "chat.jsonl.zst").write_bytes(zstandard.compress(LINES))
+        (data / folder / "notes.txt").write_bytes(b"x")
+    listing = list_days(f"{data}/2026-*/*")
+    assert [day.day for day in listing.days] == ["2026-9-chat", "2026-10-chat"]
+    assert listing.left_out == ("notes.txt (not a data file)",) * 2
+    assert [row.value for row in decoded(listing.days[0], IngestConfig(data="x"))] == ROWS
+    with pytest.raises(NotFoundError, match="no data"):
+        list_days(f"{data}/2027-*/*")
+
+
 def test_missing_folder_and_empty_folder_are_told_apart(data: Path) -> None:
     with pytest.raises(NotFoundError, match="no data"):
         list_days(str(data / "nowhere"))

@@ -1,13 +1,14 @@
-"""`serin quarantine` lists, shows and re-admits, on a lake below SERIN_HOME."""
+"""`serin ingest` and `serin quarantine`, on a lake below SERIN_HOME."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from cli.data import quarantine
+from cli.data import ingest, quarantine
 from core.settings import Settings
 from lake.sources import FieldMapping, IngestConfig, list_days
 from lake.table import Lake
@@ -50,6 +51,19 @@ def test_a_refused_row_is_listed_shown_and_readmitted(ingested: Path) -> None:
     assert "(re-admitted)" in run()
     assert "re-admitted" in run("readmit", str(correction))
     assert "1 rows re-admitted" in run("readmit", str(correction), "--row", name)
+
+
+def test_days_are_taken_in_with_a_report(ingested: Path) -> None:
+    app = typer.Typer()
+    app.command()(ingest)
+    day = ingested / "day-2.jsonl"
+    day.write_text(json.dumps({**GOOD, "q": "another"}) + "\nbroken\n")
+    arguments = [f"{ingested}/day-*.jsonl", "--prompt-field", "q", "--response-field", "a"]
+    arguments += ["--report", str(ingested / "report")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "day-1  2 rows: 1 kept, 0 duplicates, 1 quarantined  (known)" in result.output
+    assert "day-2  2 rows: 1 kept, 0 duplicates, 1 quarantined\n" in result.output
+    assert (ingested / "report" / "contract" / "index.html").is_file()
 
 
 def test_an_empty_quarantine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
