@@ -14,6 +14,7 @@ API_VERSION = "v1beta1"
 PLURAL = "inferenceservices"
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
 PERCENT = "canaryTrafficPercent"
+REPLICAS_MIN, REPLICAS_MAX = "minReplicas", "maxReplicas"
 VERSION_VARIABLE = "SERIN_MODEL_VERSION"
 MODEL_FORMAT = "serin"
 FAILED_REASONS = ("RevisionFailed",)
@@ -62,8 +63,10 @@ class RevisionShare:
 class ServiceFacts:
     """What the control plane says of one service now.
 
-    `spec` is without canaryTrafficPercent; `bundles` maps the revisions that the ledger knows to
-    (bundle digest, model version); `failure` is why the newest revision cannot start, or "".
+    `spec` is without canaryTrafficPercent and replicas: how many processes serve changes with the
+    load, and is no part of what a release compares or writes. `bundles` maps the revisions that the
+    ledger knows to (bundle digest, model version); `failure` is why the newest revision cannot
+    start, or "".
     """
 
     exists: bool
@@ -134,6 +137,8 @@ def read_facts(body: Body | None, bundles: Mapping[str, tuple[str, str]]) -> Ser
     spec = copy.deepcopy(body.get("spec", {}))
     predictor = spec.get("predictor", {})
     percent = predictor.pop(PERCENT, None)
+    for field_name in (REPLICAS_MIN, REPLICAS_MAX):
+        predictor.pop(field_name, None)
     status = body.get("status") or {}
     component = (status.get("components") or {}).get("predictor") or {}
     model = predictor.get("model") or {}

@@ -251,18 +251,26 @@ class Ledger:
         value = body_text(
             {"release_id": release.release_id, "time_seconds": at_seconds, "decision": decision}
         )
+        self.keep_note(name, value)
+
+    def keep_note(self, name: str, text: str) -> None:
+        """Keep a text under a name, in place of the one before. Notes are in no chain."""
 
         def work(connection: Connection) -> None:
             connection.execute(delete(META).where(META.c.name == name))
-            connection.execute(insert(META).values(name=name, value=value))
+            connection.execute(insert(META).values(name=name, value=text))
 
         self._database.write(work)
 
+    def note(self, name: str) -> str | None:
+        """The text kept under a name; None without one."""
+        query = select(META.c.value).where(META.c.name == name)
+        found: str | None = self._database.read(lambda c: c.execute(query).scalar())
+        return found
+
     def last_decision(self, release: Release) -> dict[str, Any] | None:
         """{release_id, time_seconds, decision} of a release; None once another one was judged."""
-        name = f"decision:{release.namespace}/{release.service}"
-        query = select(META.c.value).where(META.c.name == name)
-        text = self._database.read(lambda connection: connection.execute(query).scalar())
+        text = self.note(f"decision:{release.namespace}/{release.service}")
         kept: dict[str, Any] | None = msgspec.json.decode(text) if text else None
         return kept if kept and kept["release_id"] == release.release_id else None
 

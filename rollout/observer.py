@@ -85,9 +85,11 @@ class Observer:
         expected = release.expected
         known = facts.latest_created in ("", *facts.bundles)
         if expected is None:
-            # Somebody else wrote the goal's model: there is no other spec the revision can have.
+            # Somebody else wrote the same model again, or changed replicas, which makes a revision
+            # in a cluster: there is no other model that the revision can have.
             goal = release.goal
-            if known or goal is None or facts.bundle_digest != goal.bundle_digest:
+            same = release.candidate if goal is None else goal
+            if known or facts.bundle_digest != same.bundle_digest:
                 return release, facts
         elif (
             facts.latest_created in ("", expected.after_revision)

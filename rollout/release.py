@@ -20,7 +20,8 @@ HELD_STATES = (ReleaseState.CANARY, ReleaseState.ROLLING_BACK)
 class ServiceState:
     """What a service is and serves, in the terms that survive a rollback.
 
-    `spec` is the InferenceService's without canaryTrafficPercent, `weights` the traffic as
+    `spec` is the InferenceService's without canaryTrafficPercent and replicas, `weights` the
+    traffic as
     {bundle digest: percent}, `reported` and `policies` the bundle digests and policy hashes that
     the serving processes told themselves (None: nobody could be asked). Revision names and
     versions of the API object are left out of the comparison on purpose.

@@ -136,11 +136,14 @@ def reconcile(world: World, config: LocalConfig) -> Plan:
         statuses[key] = build_status(found, states[uid], facts)
         for start in [] if _stopped(found) else _starts(states[uid], kept, wanted[uid]):
             slots[start.slot] = start
-    signals = [
-        signal
-        for process in world.processes
-        for signal in _signals(process, process.slot in slots, settled, world, config)
-    ]
+    signals = []
+    for process in world.processes:
+        slot = process.slot
+        needed = slot in slots or (
+            Slot(slot.uid, slot.revision, 0) in slots
+            and not _is_spare(process, states[slot.uid], processes[slot.uid, slot.revision])
+        )
+        signals += _signals(process, needed, settled, world, config)
     return Plan(states, routes, statuses, signals, _due(slots, world))
 
 
@@ -268,6 +271,17 @@ def _signals(
     return [Signal(process.process_id, "terminate", "no service needs it")]
 
 
+def _is_spare(process: ProcessView, state: ServiceState, seen: Sequence[ProcessView]) -> bool:
+    """Whether a process is one more than its revision has replicas, and those that stay are ready:
+    it leaves the routes first, and is stopped when nobody is sent to it any more."""
+    revision = state.revisions.get(process.slot.revision)
+    if revision is None:
+        return True
+    replicas = max(1, revision.replicas_min)
+    staying = sum(other.ready for other in seen if other.slot.index < replicas)
+    return process.slot.index >= replicas and staying >= replicas
+
+
 def _arms(
     state: ServiceState,
     wanted: Sequence[Share],
@@ -281,6 +295,7 @@ def _arms(
             {"url": process.url, "ready": process.ready}
             for process in sorted(seen, key=lambda process: process.slot.index)
             if process.url and process.terminated_at is None and not process.killed
+            if not _is_spare(process, state, seen)
         ]
         found.append(
             {

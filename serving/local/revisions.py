@@ -17,6 +17,7 @@ from serving.local.objects import Object
 
 DIGEST_FORM = re.compile(r"[0-9a-f]{64}")
 # KServe keeps these away from the revision template; every other annotation and label is in it.
+REPLICAS = ("minReplicas", "maxReplicas")
 NOT_IN_TEMPLATE = ("kubectl.kubernetes.io/last-applied-configuration", STOP_ANNOTATION)
 
 
@@ -93,10 +94,15 @@ class ServiceState:
 
 
 def template(found: Object) -> dict[str, Any]:
-    """Return the part of an InferenceService whose change makes a new revision."""
+    """Return the part of an InferenceService whose change makes a new revision.
+
+    Replicas are not in it, other than in a cluster: more processes of what serves need no new
+    version of it.
+    """
     metadata = found["metadata"]
     predictor = dict(found["spec"]["predictor"])
-    predictor.pop("canaryTrafficPercent", None)
+    for name in ("canaryTrafficPercent", *REPLICAS):
+        predictor.pop(name, None)
     annotations = metadata.get("annotations") or {}
     return {
         "predictor": predictor,
@@ -110,12 +116,16 @@ def template(found: Object) -> dict[str, Any]:
 def with_current_revision(
     state: ServiceState, found: Object, roots: Sequence[Path], replicas_max: int
 ) -> ServiceState:
-    """Return the state with a new revision if the template is not the latest created one's."""
+    """Return the state with a new revision if the template is not the latest created one's, and
+    with the replicas that are asked for now in all of them, up to this machine's most."""
     digest = digest_json(template(found))
-    if state.latest_created and state.latest.template_digest == digest:
-        return state
-    number = state.number_last + 1
     predictor = found["spec"]["predictor"]
+    replicas_min: int = predictor.get("minReplicas", 1)
+    if state.latest_created and state.latest.template_digest == digest:
+        too_many = state.latest.fault is not None and state.latest.replicas_min > replicas_max
+        if not (too_many and replicas_min <= replicas_max):
+            return with_replicas(state, min(replicas_min, replicas_max))
+    number = state.number_last + 1
     model = predictor["model"]
     variables = tuple((item["name"], item.get("value", "")) for item in model.get("env", []))
     revision = Revision(
@@ -126,7 +136,7 @@ def with_current_revision(
         model_version=dict(variables)[VERSION_VARIABLE],
         arguments=tuple(model.get("args", [])),
         environment=variables,
-        replicas_min=predictor.get("minReplicas", 1),
+        replicas_min=replicas_min,
     )
     try:
         if revision.replicas_min > replicas_max:
@@ -140,8 +150,19 @@ def with_current_revision(
         revision = replace(revision, bundle=str(folder), expected_digest=expected)
     except InputError as error:
         revision = replace(revision, fault=str(error))
+    state = with_replicas(state, min(replicas_min, replicas_max))
     state = replace(state, number_last=number, latest_created=revision.name)
     return state.with_revision(revision)
+
+
+def with_replicas(state: ServiceState, replicas_min: int) -> ServiceState:
+    """Return the state with this many replicas of each revision that can be started."""
+    changed = {
+        name: replace(revision, replicas_min=replicas_min)
+        for name, revision in state.revisions.items()
+        if revision.fault is None and revision.replicas_min != replicas_min
+    }
+    return replace(state, revisions={**state.revisions, **changed}) if changed else state
 
 
 def bundle_folder(storage_uri: str, roots: Sequence[Path]) -> Path:
