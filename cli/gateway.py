@@ -91,7 +91,9 @@ def show(as_json: JsonOption = False) -> None:
         return
     state = "degraded" if mode.degraded else "normal"
     reason = f" ({mode.reason})" if mode.reason else ""
-    typer.echo(f"{state}, filter of long inputs: {mode.input_filter}{reason}")
+    strict = "on" if mode.request_filter else "off"
+    filters = f"filter of long inputs: {mode.input_filter}, of malicious clients: {strict}"
+    typer.echo(f"{state}, {filters}{reason}")
 
 
 @gateway.command()
@@ -108,6 +110,14 @@ def input_filter(
 ) -> None:
     """Refuse long inputs always, never, or while they are too many (auto)."""
     _set(input_filter=str(switch), reason=reason)
+
+
+@gateway.command("request-filter")
+def request_filter(
+    switch: Annotated[OnOff, typer.Argument(help="on or off")], reason: ReasonOption = ""
+) -> None:
+    """Refuse addresses that lately sent malicious requests, long before a ban."""
+    _set(request_filter=switch is OnOff.ON, reason=reason)
 
 
 def _set(**changes: object) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.contracts import Evidence, Figure, Record
+from core.words import script, words
 from validation.evidence import evidence, inconclusive, outcome_of, percent
-from validation.texts import asked, letters, script, words
+from validation.texts import asked, letters
 
 DRIFT = "drift"
 FREE_TEXT = "(free text)"

@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.contracts import Answer, Evidence, Figure, Record
+from core.words import normal_form, words
 from validation.evidence import evidence, inconclusive, outcome_of, percent, points
 from validation.intervals import Comparison, compare, token_f1, wilson
-from validation.texts import normal_form, words
 
 QUALITY = "quality"
 FORGETTING = "forgetting"

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.contracts import Answer, Evidence, Figure
+from core.words import normal_form
 from validation.evidence import evidence, inconclusive, percent
 from validation.probes import BANNED_WORDS, PROBES, SYSTEM_MARK, SYSTEM_PROMPT, Probe
-from validation.texts import letters, normal_form
+from validation.texts import letters
 
 SAFETY = "safety"
 NOT_IN_NUMBER_BEFORE, NOT_IN_NUMBER_AFTER = r"(?<![\d.])", r"(?![\d])"

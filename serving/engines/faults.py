@@ -31,6 +31,9 @@ class Faults(BaseModel):
     delay_seconds: float = Field(default=0.0, ge=0, le=600, description="wait before answering")
     delay_share: float = Field(default=1.0, ge=0, le=1, description="share of requests delayed")
     error_share: float = Field(default=0.0, ge=0, le=1, description="share of requests failed")
+    answer_bytes: int = Field(
+        default=0, ge=0, le=8 << 30, description="memory that each answer in work holds"
+    )
     crash: bool = Field(default=False, description="kill the process at the next request")
     fail_start: bool = Field(default=False, description="refuse to start")
 
@@ -75,9 +78,11 @@ class FaultyEngine:
             await asyncio.sleep(faults.delay_seconds)
         if faults.error_share and self._random.random() < faults.error_share:
             raise UnavailableError("request failed by the fault switch")
+        held = b"\1" * faults.answer_bytes  # written to, so that it is resident
         async with aclosing(self._engine.generate(request)) as pieces:
             async for piece in pieces:
                 yield piece
+        del held
 
     def load(self) -> EngineLoad:
         """Return the wrapped engine's load."""

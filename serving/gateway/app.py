@@ -27,6 +27,7 @@ from serving.gateway.health import Health
 from serving.gateway.limits import Admission, Body, Budget
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.policies import Policies
+from serving.gateway.prompt_counts import PromptCounts
 from serving.gateway.proxy import Proxy
 from serving.gateway.regions import Regions, read_authorizations
 from serving.gateway.reply import JSON, Header, Message, Receive, Refusal, Reply, Send
@@ -101,6 +102,7 @@ class Gateway:
         self._admission = Admission(
             config.concurrency_max, config.waiting_max, config.waiting_seconds_max
         )
+        self._prompts = PromptCounts(config.prompt_share, config.seed)
         self._handler = Handler(
             self.balancer,
             guard,
@@ -113,10 +115,11 @@ class Gateway:
             self._policies,
             self._regions,
             config.hedge_seconds > 0,
+            self._prompts,
         )
         self._counting: tuple[Counting, ...] = (
             self.settlement, self._shadow, self._cache, self._policies, self._regions, self._proxy,
-            guard, audit,
+            guard, audit, self._feedback.scores, self._prompts,
         )  # fmt: skip
         self._bodies = Budget(config.bodies_bytes_max)
         self._file = RoutesFile(home / "control" / "routes.json", self._apply)

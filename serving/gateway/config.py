@@ -212,6 +212,13 @@ class GatewayConfig(BaseModel):
     shadow_scorer_seconds_max: float = Field(
         default=5.0, gt=0, description="longest time for a score"
     )
+    prompt_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of requests whose prompts are counted by script, length and hashed "
+        "words, all prompts together, so that a drift is seen; 0: none",
+    )
     guard: GuardConfig = Field(
         default=GuardConfig(), description="keys, bans, long inputs and degradation"
     )

@@ -8,6 +8,7 @@ import msgspec
 from serving.gateway.evaluators import Evaluators
 from serving.gateway.reply import Header, Refusal
 from serving.gateway.response_ids import Mark, ResponseIds
+from serving.gateway.scores import VersionScores
 from serving.gateway.settlement import Settlement
 
 FEEDBACK_BYTES_MAX = 4096
@@ -40,6 +41,7 @@ class Feedback:
         self._settlement = settlement
         self._evaluators = evaluators
         self._scored_max = scored_max
+        self.scores = VersionScores()
         self._uncounted: dict[bytes, None] = {}
         self._decoder = msgspec.json.Decoder(Score)
 
@@ -61,7 +63,9 @@ class Feedback:
         mark = self._ids.read(score.id)
         if mark is None:
             raise Refusal(404, "no answer of this service has that id", "unknown_id")
-        return Counted(self._count(mark, score.score), mark.model_version, mark.revision)
+        counted = self._count(mark, score.score)
+        self.scores.add(mark.service, mark.model_version, score.score)
+        return Counted(counted, mark.model_version, mark.revision)
 
     def _parse(self, body: bytes) -> Score:
         try:

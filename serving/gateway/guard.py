@@ -77,13 +77,19 @@ class Guard:
         await asyncio.to_thread(self._look)
 
     def address(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> str:
-        """Return the address a request comes from. Raises Refusal (403) for a banned one."""
+        """Return the address a request comes from. Raises Refusal: 403 for a banned
+        one, 429 for one that the request filter holds back."""
         peer = scope.get("client")
         address = client_address(peer[0] if peer else "", headers, self._trusted)
         seconds = self._bans.seconds_left(address)
         if seconds:
             text = f"requests from {address} are refused for another {seconds:.0f} s"
             raise Refusal(403, text, "banned", retry_after_seconds=int(seconds) + 1)
+        if self._mode.request_filter:
+            struck = self._strikes.count(address, time.monotonic())
+            if struck >= self._config.filtered_strikes_per_minute:
+                text = f"{struck} requests of {address} were refused within a minute; wait for one"
+                raise Refusal(429, text, "filtered", retry_after_seconds=60)
         return address
 
     def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
@@ -149,6 +155,9 @@ class Guard:
         yield from family(prefix + "bans", "gauge", text, [("", len(self._bans))])
         text = "1 while the gateway is degraded."
         yield from family(prefix + "degraded", "gauge", text, [("", int(self.degraded))])
+        text = "1 while addresses that lately sent malicious requests are refused."
+        strict = int(self._mode.request_filter)
+        yield from family(prefix + "request_filter", "gauge", text, [("", strict)])
         text = "1 while long inputs are refused."
         filtering = int(self._filtering(now))
         yield from family(prefix + "input_filter", "gauge", text, [("", filtering)])

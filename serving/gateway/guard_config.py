@@ -23,6 +23,12 @@ class GuardConfig(BaseModel):
         ge=1,
         description="blocked requests or failed authentications of one address; one more bans it",
     )
+    filtered_strikes_per_minute: int = Field(
+        default=5,
+        ge=1,
+        description="while the request filter is on, an address with so many is refused until they "
+        "are a minute old",
+    )
     ban_seconds: float = Field(default=600.0, gt=0, description="how long a ban lasts")
     ban_exempt: tuple[str, ...] = Field(
         default=("127.0.0.0/8", "::1/128"), description="networks that are never banned"

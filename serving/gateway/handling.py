@@ -23,6 +23,7 @@ from serving.gateway.limits import Admission, Full
 from serving.gateway.metrics import Metrics
 from serving.gateway.policies import Policies
 from serving.gateway.pools import Region
+from serving.gateway.prompt_counts import PromptCounts
 from serving.gateway.proxy import Proxy
 from serving.gateway.regions import Regions
 from serving.gateway.reply import Header, Refusal, Reply
@@ -79,6 +80,7 @@ class Handler:
         policies: Policies,
         regions: Regions,
         hedges: bool,
+        prompts: PromptCounts,
     ) -> None:
         """With `hedges` a deterministic request may be sent to a second endpoint."""
         self._balancer = balancer
@@ -92,6 +94,7 @@ class Handler:
         self._policies = policies
         self._regions = regions
         self._hedges = hedges
+        self._prompts = prompts
         self._decoder = msgspec.json.Decoder(Asked)
 
     async def answer(self, question: Question) -> None:
@@ -101,6 +104,7 @@ class Handler:
         question.body = self._guard.admit(
             question.caller, question.body, self._admission.busy_share
         )
+        self._prompts.see(service.name, question.body)
         headers = dict(question.headers)
         always = self._guard.degraded
         hedged = self._hedges and asked.temperature == 0 and not asked.stream

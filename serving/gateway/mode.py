@@ -13,11 +13,16 @@ from serving.local.files import write_whole
 
 
 class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is switched, and why. `input_filter` "auto" leaves it to the lengths that are seen."""
+    """What is switched, and why.
+
+    `input_filter` "auto" leaves it to the lengths that are seen. `request_filter` refuses everybody
+    who lately sent what was malicious, long before that would ban them.
+    """
 
     degraded: bool = False
     input_filter: Literal["auto", "on", "off"] = "auto"
     reason: str = ""
+    request_filter: bool = False
 
 
 class ModeFile:

@@ -31,6 +31,10 @@ class Strikes:
         times.append(now)
         return len(times) > self._strikes_max and now - times[0] < WINDOW_SECONDS
 
+    def count(self, address: str, now: float) -> int:
+        """How many an address has in the last minute, up to one more than a ban takes."""
+        return sum(now - at < WINDOW_SECONDS for at in self._times.get(address, ()))
+
     def forget(self, address: str) -> None:
         """Begin anew with an address."""
         self._times.pop(address, None)

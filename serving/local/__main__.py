@@ -97,7 +97,7 @@ async def serve(
         controller = Controller(home, store, config, gateway_url, predictor_token(home, given))
         server = Server(
             uvicorn.Config(
-                Api(store).application(),
+                Api(store, controller.roster.exits).application(),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from core.errors import InputError
 from serving.local import discovery
+from serving.local.metrics import CONTENT_TYPE, Exits
 from serving.local.objects import (
     API_VERSION,
     GROUP,
@@ -43,10 +44,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """Handlers over one store."""
+    """Handlers over one store; `exits` are counted by whoever starts predictors."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, exits: Exits) -> None:
         self.store = store
+        self._exits = exits
         self.watchers = 0
 
     def application(self) -> Starlette:
@@ -66,6 +68,7 @@ class Api:
             ("/healthz", _healthy, ["GET"]),
             ("/livez", _healthy, ["GET"]),
             ("/readyz", _healthy, ["GET"]),
+            ("/metrics", self._metrics, ["GET"]),
             ("/api/v1/namespaces", self._namespaces, ["GET"]),
             ("/api/v1/namespaces/{namespace}", _namespace, ["GET"]),
             ("/api/v1/events", _no_events, ["GET"]),
@@ -82,6 +85,9 @@ class Api:
         routes = [Route(path, _guarded(handler), methods=way) for path, handler, way in handlers]
         errors = {404: _no_path, 405: _no_method}
         return Starlette(routes=routes, exception_handlers=errors)
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self._exits.exposition(), media_type=CONTENT_TYPE)
 
     async def _list(self, request: Request) -> Response:
         namespace = request.path_params.get("namespace")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from core.errors import UnavailableError
 from serving.local.config import LocalConfig
+from serving.local.metrics import Exits
 from serving.local.objects import timestamp
 from serving.local.probes import HEALTH_PATH, ask_identity, fetch
 from serving.local.processes import (
@@ -69,6 +70,7 @@ class Roster:
         self.slots: dict[Slot, SlotView] = {}
         self._watched: dict[str, Watched] = {}
         self._lost_seconds = 0.0
+        self.exits = Exits()
         self._changed = False
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -107,6 +109,7 @@ class Roster:
         try:
             entry, child = launch(entry, start.revision, self.folders, self.config)
         except OSError as error:
+            self.exits.add(entry.service, entry.revision)
             self._exited(slot, False, Failure(str(error), timestamp(time.time())))
             self._changed = True
             return
@@ -222,6 +225,7 @@ class Roster:
         if watched.terminated_at is not None:
             self.slots.pop(entry.slot, None)
             return
+        self.exits.add(entry.service, entry.revision)
         since = watched.ready_since
         settled = since is not None and self.clock() - since >= self.config.restart_reset_seconds
         how = "an unknown exit code" if code is None else f"exit code {code}"

@@ -291,7 +291,10 @@ def test_a_rollback_brings_back_every_field_that_the_canary_or_others_changed(
     services.patch("default", SERVICE, {"spec": {"predictor": model}})
     before = spec(services)
     release = finish(conductor, begin(conductor, "2", "1"), CONTINUE, lambda r: r.share == 5)
-    other = {"minReplicas": 3, "model": {"args": None, "env": [{"name": "X", "value": "1"}]}}
+    other = {
+        "containerConcurrency": 3,
+        "model": {"args": None, "env": [{"name": "X", "value": "1"}]},
+    }
     services.patch("default", SERVICE, {"spec": {"predictor": other}})
     ended = finish(conductor, release, ROLL_BACK)
     assert ended.state is ReleaseState.ROLLED_BACK

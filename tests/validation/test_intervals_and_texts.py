@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.words import normal_form, script, words
 from validation.intervals import compare, sign_test, token_f1, wilson
-from validation.texts import letters, normal_form, script, shingles, words
+from validation.texts import letters, shingles
 
 
 def test_wilson_gives_the_textbook_interval() -> None:
