@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from core.errors import InputError
-from serving.local.files import write_whole
+from core.files import write_whole
 
 BANS_MAX = 100_000
 

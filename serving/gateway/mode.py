@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from core.errors import InputError
-from serving.local.files import write_whole
+from core.files import write_whole
 
 
 class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -25,7 +25,8 @@ from observability.logs import configure
 from serving.local.api import Api
 from serving.local.config import LocalConfig
 from serving.local.controller import Controller
-from serving.local.files import lock_home, write_whole
+from core.files import write_whole
+from serving.local.files import lock_home
 from serving.local.processes import Folders, stop_all
 from serving.local.store import Store
 

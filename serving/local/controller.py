@@ -14,7 +14,8 @@ import msgspec
 
 from core.errors import UnavailableError
 from serving.local.config import LocalConfig
-from serving.local.files import check_schema, read_as, write_whole
+from core.files import write_whole
+from serving.local.files import check_schema, read_as
 from serving.local.objects import timestamp
 from serving.local.probes import ask_generation
 from serving.local.reconcile import Plan, Slot, World, reconcile

@@ -19,7 +19,8 @@ import psutil
 from core.errors import RefusedError
 from observability.logs import message_of
 from serving.local.config import LocalConfig
-from serving.local.files import check_schema, lock_home, read_as, write_whole
+from core.files import write_whole
+from serving.local.files import check_schema, lock_home, read_as
 from serving.local.reconcile import Slot
 from serving.local.revisions import Revision
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from serving.local.files import read_as, write_whole
+from core.files import write_whole
+from serving.local.files import read_as
 from serving.local.reconcile import Routes
 
 
