@@ -10,7 +10,7 @@ from observability.audit_rows import LINES, ROWS
 
 TAIL_BYTES = 2 << 20
 FAILED_AUTHENTICATION = 401
-MANY = "*"
+MANY = "many"
 
 
 def strikes(folder: Path, seconds: float, now: float | None = None) -> Counter[str]:

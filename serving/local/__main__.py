@@ -19,13 +19,13 @@ from pathlib import Path
 import uvicorn
 
 from core.errors import ConfigurationError, SerinError
+from core.files import write_whole
 from core.keys import predictor_token
 from core.settings import Settings
 from observability.logs import configure
 from serving.local.api import Api
 from serving.local.config import LocalConfig
 from serving.local.controller import Controller
-from core.files import write_whole
 from serving.local.files import lock_home
 from serving.local.processes import Folders, stop_all
 from serving.local.store import Store

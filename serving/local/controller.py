@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from core.errors import UnavailableError
-from serving.local.config import LocalConfig
 from core.files import write_whole
+from serving.local.config import LocalConfig
 from serving.local.files import check_schema, read_as
 from serving.local.objects import timestamp
 from serving.local.probes import ask_generation

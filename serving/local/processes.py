@@ -17,9 +17,9 @@ import msgspec
 import psutil
 
 from core.errors import RefusedError
+from core.files import write_whole
 from observability.logs import message_of
 from serving.local.config import LocalConfig
-from core.files import write_whole
 from serving.local.files import check_schema, lock_home, read_as
 from serving.local.reconcile import Slot
 from serving.local.revisions import Revision

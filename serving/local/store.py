@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from serving.local.admission import Admitted, admit
 from core.files import write_whole
+from serving.local.admission import Admitted, admit
 from serving.local.files import check_schema, read_as
 from serving.local.objects import API_VERSION, KIND, Key, Object, key_of, merge_patch, timestamp
 from serving.local.refusals import (
