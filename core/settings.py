@@ -67,6 +67,9 @@ class Settings(BaseModel):
     price_output_tokens: float = Field(
         default=0.0, ge=0, description="price of a million generated tokens"
     )
+    probe_key: SecretStr = Field(
+        default=SecretStr(""), description="API key that labelled probes are asked with"
+    )
     engine: str = "openvino"
     allow_faults: bool = False
 

@@ -4,13 +4,18 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.healing import heal
 from tasks.recovering import look_around, settle_left, start_next, take_back, take_back_stable
 from validation.canary import CanaryConfig
+from validation.health_config import HealthConfig
 
 
 @flow(name="watch", log_prints=False)
-def watch(canary: CanaryConfig = CanaryConfig()) -> Any:  # noqa: B008  frozen
-    """Read health and metrics; roll a bad canary back; finish and start what waits for it."""
+def watch(
+    canary: CanaryConfig = CanaryConfig(),  # noqa: B008  frozen: the default is the form's content
+    health: HealthConfig = HealthConfig(),  # noqa: B008
+) -> Any:
+    """Roll a bad canary back; finish and start what waits for it; then heal what is not well."""
     seen = look_around(canary)
     if seen.bad_release is not None and seen.decision is not None:
         take_back(seen.bad_release, seen.decision)
@@ -20,4 +25,5 @@ def watch(canary: CanaryConfig = CanaryConfig()) -> Any:  # noqa: B008  frozen
         settle_left(seen.unsettled)
     if seen.startable is not None:
         start_next(seen.startable)
-    return seen.summary
+    healed = heal(health)
+    return f"{seen.summary}; {healed}"

@@ -117,7 +117,7 @@ DEFAULT_ROWS: Mapping[str, Row] = MappingProxyType(
             "routing_share_error", 0.02, 0.01, "alarm", for_seconds=2 * MINUTE
         ),
         "prompt_drift": _row(
-            "prompt_drift", 0.5, 0.4, "alarm", window_seconds=DAY, verify_seconds=2 * DAY,
+            "prompt_drift", 0.2, 0.15, "alarm", window_seconds=DAY, verify_seconds=2 * DAY,
             cooldown_seconds=DAY, unknown_seconds=None,
         ),
         "stale_daily_run": _row(

@@ -29,8 +29,8 @@ class VersionScores:
         }
         prefix = "serin_gateway_feedback_"
         text = "Scores that evaluators gave to answers."
-        values = ((name, count) for name, (count, _) in named.items())
-        yield from family(prefix + "scores_total", "counter", text, values)
+        counts = ((name, count) for name, (count, _) in named.items())
+        yield from family(prefix + "scores_total", "counter", text, counts)
         text = "Sum of those scores, each from 0 (bad) to 1 (good)."
-        values = ((name, total) for name, (_, total) in named.items())
-        yield from family(prefix + "score_sum_total", "counter", text, values)
+        totals = ((name, total) for name, (_, total) in named.items())
+        yield from family(prefix + "score_sum_total", "counter", text, totals)
