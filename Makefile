@@ -38,7 +38,7 @@ export UV_HTTP_TIMEOUT ?= 180
 # Without cached bytecode every process compiles what it imports anew: half of a short run's work.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run test test-slow test-vllm litellm chaos programs up down check bench lock clean platform
+.PHONY: help install run test test-slow test-vllm litellm chaos drill programs up down check bench lock clean platform
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ litellm: $(LITELLM_STAMP) ## install LiteLLM's proxy, with which benchmarks/gate
 
 chaos: $(STAMP) ## kill, stop, fill and race real processes at every boundary; prints a table
 	@$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos' -q $(ARGS)
+
+drill: $(STAMP) ## trigger every row of the health matrix by a real fault; prints a table
+	@$(BIN)/python -m pytest tests/health -m 'drill or not drill' -q $(ARGS)
 
 programs: ## install the programs that tests drive, or say which tests will be skipped
 	@tests/programs.sh $(PROGRAMS)

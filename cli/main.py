@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("cli.stack:up", "Start everything on loopback and print the addresses."),
     "down": ("cli.stack:down", "Stop everything that `serin up` started."),
     "status": ("cli.status:status", "Show what serves, the running release and the last runs."),
+    "health": ("cli.health:health", "Show the health matrix; keep it from acting for a while."),
     "history": ("cli.history:history", "What served when, who approved and why; check the chain."),
     "approve": ("cli.approvals:approve", "Approve a release that waits for it."),
     "reject": ("cli.approvals:reject", "Reject a release that waits for approval."),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from core.errors import UnavailableError
+from core.keys import bearer
 
 PAGE_BYTES_MAX = 16 << 20
 Labels = Mapping[str, str]
@@ -40,7 +41,7 @@ def fetch_page(url: str, token: str = "", timeout_seconds: float = 3.0) -> Page:
     connection = http.client.HTTPConnection(
         parts.hostname, parts.port or 80, timeout=timeout_seconds
     )
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Authorization": bearer(token)} if token else {}
     try:
         connection.request("GET", parts.path.rstrip("/") + "/metrics", headers=headers)
         answer = connection.getresponse()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import SerinError
+from core.keys import predictor_token
 from core.settings import Settings
 from observability.offenders import strikes
 from observability.pages import Page, fetch_page
@@ -25,6 +26,10 @@ from validation.health_figures import Look
 
 GATEWAY = "serin_gateway_"
 PREDICTORS_MAX = 64
+PREDICTOR = "serin_predictor_"
+UNCHECKED = (PREDICTOR + "unscanned_bytes_total", PREDICTOR + "failed_open_bytes_total")
+"""Text that came to the edge unscanned and was stopped there, or left although a filter failed."""
+RESIDENT = (PREDICTOR + "memory_bytes", "process_resident_memory_bytes")
 MALFORMED = ("invalid_body", "body_too_slow", "body_too_large", "wrong_method")
 SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6, "G": 1e9}
 STRIKES_SECONDS = 60.0
@@ -49,7 +54,7 @@ def read_pages(settings: Settings) -> Pages:
         gateway = pool.submit(_asked, lambda: fetch_page(settings.gateway_url))
         control = pool.submit(_asked, lambda: fetch_page(settings.kube_url))
         service = pool.submit(_asked, lambda: client.get(settings.namespace, settings.service))
-        token = _token(settings)
+        token = predictor_token(settings.home, settings.predictor_token.get_secret_value())
         found = list(pool.map(lambda url: _asked(lambda: fetch_page(url, token)), urls))
         return Pages(
             gateway=gateway.result(),
@@ -68,7 +73,7 @@ def take_look(pages: Pages, service: str, now: float) -> Look:
     if pages.control is not None:
         exits = pages.control.total("serin_control_predictor_exits_total", service=service)
         counts["exits"] = exits or 0.0
-    unscanned = [page.total("serin_predictor_unscanned_bytes_total") for page in pages.predictors]
+    unscanned = [page.total(name) for page in pages.predictors for name in UNCHECKED]
     if known := [value for value in unscanned if value is not None]:
         counts["unscanned_bytes"] = sum(known)
     declared = gateway.total(GATEWAY + "declared_share", service=service) if gateway else None
@@ -146,15 +151,15 @@ def _memory(config: HealthConfig, pages: Pages) -> Reading:
     if not pages.predictors_asked:
         return Reading(absent=True, why="no predictor serves here")
     gpu = [
-        used / total
+        used / limit
         for page in pages.predictors
-        if (used := page.total("serin_gpu_memory_used_bytes")) is not None
-        if (total := page.total("serin_gpu_memory_bytes"))
+        for labels, used in page.series(PREDICTOR + "gpu_memory_bytes")
+        if (limit := page.total(PREDICTOR + "gpu_memory_limit_bytes", gpu=labels["gpu"]))
     ]
     if gpu:
         return Reading(max(gpu), detail={"of": "GPU memory"})
-    resident = [page.total("process_resident_memory_bytes") for page in pages.predictors]
-    known = [value for value in resident if value is not None]
+    found = [[page.total(name) for name in RESIDENT] for page in pages.predictors]
+    known = [next(filter(None, values)) for values in found if any(values)]
     if not known:
         return Reading(why=f"none of {pages.predictors_asked} predictors tells")
     limit = config.memory_limit_bytes or _service_limit(pages.service)
@@ -203,10 +208,6 @@ def _disk(home: Path) -> Reading:
     except OSError as error:
         return Reading(why=str(error))
     return Reading(1 - usage.free / usage.total, detail={"free_bytes": usage.free})
-
-
-def _token(settings: Settings) -> str:
-    return ""
 
 
 def _asked(ask: Callable[[], Any]) -> Any:

@@ -1,0 +1,31 @@
+"""One machine for all drills of a session, and the table of what they took."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from health_world import DRILL, HealthWorld
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[HealthWorld]:
+    """Two released versions under load, real predictors with the fault switch."""
+    made = HealthWorld(tmp_path_factory.mktemp("health"), bundle)
+    try:
+        made.begin()
+        yield made
+    finally:
+        made.end()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not DRILL:
+        return
+    terminalreporter.write_sep("-", "health")
+    line = "{:<18} {:<46} {:<16} {:>17} {:>18} {:>14}"
+    head = ("row", "fault", "recovery", "seconds to detect", "seconds to recover", "client errors")
+    terminalreporter.write_line(line.format(*head))
+    for row in DRILL:
+        seconds = f"{row.seconds_to_detect:.1f}", f"{row.seconds_to_recover:.1f}"
+        errors = f"{row.failed} of {row.sent}"
+        terminalreporter.write_line(line.format(row.row, row.fault, row.recovery, *seconds, errors))
