@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tasks.remembering import Notes
+    from validation.health_config import Mode
 
 REFRESH_SECONDS = 2.0
 PIPE_WIDTH = 200
@@ -82,7 +83,7 @@ def override(
         typer.echo(f"{row} is the watch's again")
         return
     seconds = read_span(span)
-    mode = "off" if said is Said.OFF else "dry_run"
+    mode: Mode = "off" if said is Said.OFF else "dry_run"
     notes.override(row, Override(mode, now + seconds, _login()), now)
     typer.echo(f"{row} is {said.value} for {span}")
 

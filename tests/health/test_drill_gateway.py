@@ -61,7 +61,7 @@ def test_illegal_requests_turn_the_request_filter_on(world: HealthWorld) -> None
     with stranger_client() as stranger:
 
         def bad() -> int:
-            return world.post(stranger, key="wrong").status_code
+            return int(world.post(stranger, key="wrong").status_code)
 
         with repeated(bad, 0.05):
             case.acts()
@@ -79,7 +79,7 @@ def test_a_client_with_too_many_wrong_keys_is_banned(world: HealthWorld) -> None
     with stranger_client() as stranger:
 
         def bad() -> int:
-            return world.post(stranger, key="wrong").status_code
+            return int(world.post(stranger, key="wrong").status_code)
 
         with repeated(bad, 0.02):
             acted = case.acts()
