@@ -1,9 +1,14 @@
 """More and fewer processes of a revision: no new revision, and nobody is sent to one that ends."""
 
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tests.serving.local.local_plane import HTTP, ControlPlane, WaitFor
     from tests.serving.local.local_simulation import Simulation
+else:
+    from local_plane import HTTP
 
 
 def test_more_replicas_are_more_processes_of_the_same_revision(simulation: "Simulation") -> None:
@@ -61,3 +66,26 @@ def test_a_revision_that_had_too_many_replicas_is_made_again_with_fewer(
 def endpoints(simulation: "Simulation") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = simulation.routes["assistant"]["arms"][0]["endpoints"]
     return found
+
+
+def test_replicas_come_and_go_as_processes_of_one_revision(
+    plane: "ControlPlane", wait_for: "WaitFor"
+) -> None:
+    plane.create(plane.bundle("a"))
+    plane.wait_ready()
+    plane.predictor(minReplicas=2)
+    wait_for(lambda: set(plane.processes()) == {"00001", "00001.1"}, "a second process")
+    first = plane.processes()["00001"]
+    plane.predictor(minReplicas=1)
+    wait_for(lambda: plane.processes() == {"00001": first}, "one process again")
+
+
+def test_predictors_that_end_unasked_are_counted(
+    plane: "ControlPlane", wait_for: "WaitFor"
+) -> None:
+    plane.create(plane.bundle("a"), minReplicas=2)
+    plane.wait_ready()
+    wait_for(lambda: len(plane.processes()) == 2, "both processes")
+    os.kill(plane.processes()["00001"], signal.SIGKILL)
+    line = 'serin_control_predictor_exits_total{service="assistant",revision="assistant-00001"} 1'
+    wait_for(lambda: line in HTTP.get(plane.url + "/metrics").text, "one exit")
