@@ -92,7 +92,8 @@ def counted_readings(config: HealthConfig, looks: Sequence[Look]) -> dict[str, R
     readings: dict[str, Reading] = {}
     for metric in COUNTED:
         if metric in windows:
-            grown = increase(looks, windows[metric])
+            compared = _same_share(looks) if metric == "routing_share_error" else looks
+            grown = increase(compared, windows[metric])
             if grown is None or grown.seconds <= 0:
                 readings[metric] = Reading(why="counted from the next look on")
             else:
@@ -127,6 +128,14 @@ def _counted(metric: Metric, grown: Increase, look: Look, requests_min: int) -> 
     return Reading(value, detail={**detail, **illegal})
 
 
+def _same_share(looks: Sequence[Look]) -> Sequence[Look]:
+    """Return the looks since the share that is declared now: others' draws say nothing of it."""
+    first = len(looks)
+    while first and looks[first - 1].declared_share == looks[-1].declared_share:
+        first -= 1
+    return looks[first:]
+
+
 def _plain(value: float | None, why: str) -> Reading:
     return Reading(value, why="" if value is not None else why)
 
@@ -145,7 +154,7 @@ def _p95(grown: Increase) -> float | None:
 def _share_error(grown: Increase, look: Look, detail: dict[str, Figure]) -> Reading:
     """How far the canary's share is from what the service says: declared, or drawn beyond chance.
 
-    Only draws under the present revisions count, and none while shares change.
+    Only draws since the present share was declared count.
     """
     declared, wanted = look.declared_share, look.wanted_share
     if declared is None or wanted is None:

@@ -37,11 +37,15 @@ def test_routes_that_are_not_what_the_service_says_are_told(world: HealthWorld) 
     edited = json.loads(whole)
     for arm in edited["services"][world.machine.service]["arms"]:
         arm["percent"] = 10 if arm["arm"] == "canary" else 90
-    path.write_text(json.dumps(edited))
-    case.acts()
-    path.write_text(whole)
-    case.undone()
-    conductor.roll_back(found.release_id, "the test is over", "test")
+    try:
+        path.write_text(json.dumps(edited))
+        case.acts()
+    finally:
+        path.write_text(whole)
+    try:
+        case.undone()
+    finally:
+        conductor.roll_back(found.release_id, "the test is over", "test")
     assert case.failed == 0
 
 

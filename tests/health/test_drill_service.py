@@ -141,7 +141,9 @@ def test_a_running_release_is_not_scaled_into(world: HealthWorld) -> None:
     def deferred() -> bool:
         return any(e.kind == "health_deferred" for e in world.events("memory", since))
 
-    until(deferred, "the row waits")
-    world.watch("memory", conditions=[{"metric": "memory_share", "above": 5, "clear": 5}])
-    conductor.roll_back(found.release_id, "the test is over", "test")
+    try:
+        until(deferred, "the row waits")
+        world.watch("memory", conditions=[{"metric": "memory_share", "above": 5, "clear": 5}])
+    finally:
+        conductor.roll_back(found.release_id, "the test is over", "test")
     assert not [e for e in world.events("memory", since) if e.kind == "health_act"]

@@ -86,6 +86,14 @@ def test_a_declared_share_that_the_service_does_not_say_is_an_error() -> None:
     )
 
 
+def test_draws_under_an_earlier_share_are_not_counted_against_this_one() -> None:
+    drawn = [{"draws:stable:a": 1000.0, "draws:canary:b": 0.0, "requests": 1000.0}]
+    drawn += [{"draws:stable:a": 2000.0, "draws:canary:b": 0.0, "requests": 2000.0}]
+    drawn += [{"draws:stable:a": 2050.0, "draws:canary:b": 50.0, "requests": 2100.0}]
+    found = [Look(at * 30.0, one, 0.5 * (at > 0), 0.5) for at, one in enumerate(drawn)]
+    assert counted_readings(HealthConfig(), found)["routing_share_error"].value == 0
+
+
 def scores(version: str, weeks_ago: float, mean: float, source: str = "feedback") -> Score:
     bucket = HERE - int(weeks_ago * BUCKETS_PER_WEEK)
     return Score(version, source, bucket, 100, 100 * mean)
