@@ -74,11 +74,11 @@ class FaultyEngine:
         if faults.crash:
             log.error("killed by the fault switch %s", self._file)
             os.kill(os.getpid(), signal.SIGKILL)
+        held = b"\1" * faults.answer_bytes  # written to, so that it is resident
         if faults.delay_seconds and self._random.random() < faults.delay_share:
             await asyncio.sleep(faults.delay_seconds)
         if faults.error_share and self._random.random() < faults.error_share:
             raise UnavailableError("request failed by the fault switch")
-        held = b"\1" * faults.answer_bytes  # written to, so that it is resident
         async with aclosing(self._engine.generate(request)) as pieces:
             async for piece in pieces:
                 yield piece

@@ -18,6 +18,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[He
         made.end()
 
 
+@pytest.fixture(autouse=True)
+def no_faults_left(world: HealthWorld) -> Iterator[None]:
+    """What a test has broken is whole again for the next one, however it ended."""
+    yield
+    for file in (world.home / "control" / "faults").glob("*.json"):
+        file.unlink()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not DRILL:
         return

@@ -12,8 +12,9 @@ from tests.one_machine import until
 pytestmark = pytest.mark.drill
 SECONDS_MAX = 900
 MIB = 1 << 20
-ANSWER_BYTES = 48 * MIB
-IN_WORK = 10
+ANSWER_BYTES = 24 * MIB
+CLIENTS, IN_WORK = 4, 14
+"""Requests in work beside those of the load, 10 a second, and both together."""
 
 
 def endpoints(world: HealthWorld) -> list[bool]:
@@ -42,7 +43,7 @@ def test_memory_pressure_scales_out_without_a_lost_request_and_back_in(world: He
     case = Case(world, "memory", f"each answer in work holds {ANSWER_BYTES // MIB} MiB")
     revision = world.revision()
     world.fault(revision, delay_seconds=1.0, answer_bytes=ANSWER_BYTES)
-    with repeated(lambda: world.ask(temperature=1), 0.0, threads=IN_WORK):
+    with repeated(lambda: world.ask(temperature=1), 0.0, threads=CLIENTS):
         case.acts()
         case.recovers(lambda: endpoints(world) == [True, True], "a second predictor that answers")
         assert world.revision() == revision
