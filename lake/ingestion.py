@@ -80,8 +80,8 @@ def take_in(
     """Bring one day file in, batch by batch; return it and the evidence, None if it was there.
 
     A file that a kill left half in goes on after its last batch. With `spread` the file comes in
-    by parts, as `config.scale` says. Raises InputError for a wrong
-    mapping or a file that changes while it is read, ConflictError when another process wrote first.
+    by parts, as `config.scale` says. Raises InputError for a wrong mapping or a file that changes
+    while it is read, ConflictError when another process wrote first.
     """
     with tables.one_writer():
         stamp, file_digest = day_file.stamp(), day_file.digest()

@@ -4,6 +4,7 @@ Each step takes and gives small values; rows and sketches lie in a scratch folde
 sees. In which order parts are done, and where, does not change what they come to.
 """
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
     "signatures": ("|u1", SIGNATURE_BYTES),
 }
 PAIRS_CHUNK = 1 << 15
+SAMPLED_ROWS_MAX = 500
+"""Rows of a part that may be shown to the contract's report."""
 IS_NEW, IS_EXACT, IS_NEAR, IS_TAKEN = range(4)
 
 
@@ -169,6 +172,10 @@ def prepare_part(order: Preparation) -> PreparedPart:
             size += done.size_bytes
             reasons.update(done.reasons)
             sample += done.sample
+            if len(sample) > SAMPLED_ROWS_MAX:
+                sample = random.Random(f"{intake.file_digest} {part.number} {rows_in}").sample(
+                    sample, SAMPLED_ROWS_MAX // 2
+                )
     for file in columns.values():
         file.close()
     return PreparedPart(part.number, rows_in, records, refused, size, dict(reasons), tuple(sample))

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,8 +47,6 @@ SCRATCH = ".parts"
 LOOK_ROWS = 100_000
 """Rows that are looked up in the index at once."""
 SAMPLED_ROWS_MAX = 5000
-Order = TypeVar("Order")
-Result = TypeVar("Result")
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 """spread(step, orders): do step(order) for each order, somewhere; results in the orders' order."""
 

@@ -13,7 +13,6 @@ import pytest
 from lake_rows import Row, plain_check, to_lines
 
 from benchmarks.support.duplicate_texts import Writer
-from core.errors import ConfigurationError
 from lake.config import ScaleConfig
 from lake.parts import IS_EXACT, IS_NEAR, IS_NEW, Matches
 from lake.schema import QUARANTINE, RECORDS
@@ -164,10 +163,3 @@ def test_a_failed_part_leaves_nothing_and_the_next_attempt_is_whole(
     assert (report.kept, report.duplicates, report.quarantined) == (400, 40, 3)
     assert len(content(lake, RECORDS)) == 400
     assert take(lake, config, 2, in_order)[0].already_ingested
-
-
-def test_a_lake_elsewhere_needs_a_scratch_folder(data: Path, config: IngestConfig) -> None:
-    write(data / "day-1.jsonl", day_rows(count=20))
-    lake = Lake("memory://lake")
-    with pytest.raises((ConfigurationError, OSError)):
-        take(lake, config, 2, in_order)
