@@ -192,6 +192,7 @@ def _daily_run(settings: Settings, now: float) -> Reading:
 
 def schedule_active() -> bool | None:
     """Whether Prefect starts the daily run by itself; None where Prefect does not answer."""
+    import httpx
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -200,7 +201,7 @@ def schedule_active() -> bool | None:
             found = client.read_deployment_by_name(DAILY)
     except ObjectNotFound:
         return False
-    except (OSError, RuntimeError, ValueError):
+    except (httpx.HTTPError, OSError, RuntimeError, ValueError):
         return None
     return not found.paused and any(schedule.active for schedule in found.schedules)
 

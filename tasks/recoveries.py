@@ -160,12 +160,14 @@ class Recoveries:
         return {"client": client, "banned_by": "health" if by_us else "gateway"}
 
     def _retrain(self, case: Case) -> dict[str, Any]:
+        import httpx
         from prefect.deployments import run_deployment
+        from prefect.exceptions import ObjectNotFound
 
         key = f"health-{case.name}-{case.state.acted_at}"
         try:
             run = run_deployment(RETRAIN_DEPLOYMENT, timeout=0, idempotency_key=key)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (httpx.HTTPError, ObjectNotFound, OSError, RuntimeError, ValueError) as error:
             raise UnavailableError(f"{RETRAIN_DEPLOYMENT} was not started: {error}") from error
         return {"flow_run_id": str(run.id)}
 
