@@ -50,7 +50,7 @@ def test_prometheus_reads_every_part_and_knows_every_rule(stack: Stack) -> None:
         found = prometheus(stack, "targets?state=active")["activeTargets"]
         return {item["labels"]["job"] for item in found if item["health"] == "up"}
 
-    until(lambda: {"serin-gateway", "serin-exporter"} <= up(), "scrapes")
+    until(lambda: {"serin-gateway", "serin-control", "serin-exporter"} <= up(), "scrapes")
     groups = [group["name"] for group in prometheus(stack, "rules")["groups"]]
     assert sorted(groups) == ["serin-canary", "serin-figures", "serin-health"]
     shown = prometheus(stack, "query?query=serin_part_up")["result"]
