@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from core.errors import SerinError
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -165,15 +166,21 @@ def gc(
 
     Stable, previous, lately stable versions and open releases are always kept.
     """
-    from cli.retention import RetentionConfig, leftovers
+    from cli.retention import Leftover, RetentionConfig, leftovers
 
     config = RetentionConfig(keep=keep, days=days, audit_days=audit_days, hours_min=hours_min)
     found = list(leftovers(Settings.read(), config))
+    kept: list[Leftover] = []
     for item in found:
         size = "" if item.bytes is None else f"  {item.bytes / MIB:.1f} MiB"
         typer.echo(f"{'deleting' if delete else 'would delete'} {item.kind} {item.name}{size}")
         if delete:
-            item.remove()
+            try:
+                item.remove()
+            except SerinError as error:
+                typer.echo(f"  kept: {error}")
+                kept.append(item)
+    found = [item for item in found if item not in kept]
     total = sum(item.bytes or 0 for item in found) / MIB
     typer.echo(f"{len(found)} left-overs, {total:.1f} MiB{' deleted' if delete else ''}")
     if found and not delete:

@@ -22,6 +22,7 @@ from observability.audit import Audit
 from observability.audit_rows import AuditRow, FilterDecision
 from observability.refusal_counts import RefusalCounts
 from serving import request_traces
+from serving.connections import CLIENT_GONE_STATUS
 from serving.engines.engine import Prompt
 from serving.lifecycle import Identity
 from serving.predictor_metrics import PredictorMetrics
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("serin.predictor")
 
 FLUSH_SECONDS = 1.0
-CLIENT_GONE_STATUS = 499
 
 
 @dataclass(frozen=True, slots=True)

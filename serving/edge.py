@@ -14,8 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import UnavailableError
 from serving.api_errors import ApiError, audit_unavailable, unscanned
-from serving.auditing import CLIENT_GONE_STATUS, Asker, PredictorAudit, Record
-from serving.connections import REQUEST_ID_SCOPE, Withheld, error_response
+from serving.auditing import Asker, PredictorAudit, Record
+from serving.connections import (
+    CLIENT_GONE_STATUS,
+    REQUEST_ID_SCOPE,
+    Withheld,
+    error_response,
+)
 from serving.coverage import EVENTS, text_bytes
 
 log = logging.getLogger("serin.predictor")

@@ -9,7 +9,11 @@ import pytest
 from cli.data import gc
 from cli.retention import Leftover, RetentionConfig, leftovers
 from core.contracts import CanaryDecision, Candidate
+from core.keys import read_key
 from core.settings import Settings
+from observability.audit import Audit, AuditConfig
+from observability.audit_rows import AuditRow
+from observability.audit_segments import verify_audit
 from rollout.conductor import Conductor
 from rollout.fake_inference_service import FakeInferenceServices
 from rollout.ledger import Ledger
@@ -145,6 +149,33 @@ def test_delete_deletes_exactly_what_was_listed(
     assert "deleted" in capsys.readouterr().out
     gc(delete=True, keep=0, days=30, hours_min=0)
     assert "0 left-overs" in capsys.readouterr().out
+
+
+def test_old_segments_of_the_audit_go_and_what_was_changed_is_kept(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, key = settings.home / "audit", read_key(settings.home / "control" / "audit.key")
+    names = []
+    for number in range(3):
+        audit = Audit(folder, "predictor", key, AuditConfig())
+        audit.append(AuditRow(kind="answer", time_seconds=1.0, request_id=f"r{number}"))
+        audit.close()
+        names.append(audit.process)
+    changed = folder / names[0] / "000001.jsonl"
+    changed.write_text(changed.read_text().replace("r0", "r9"))
+    for name in names[:2]:
+        old(folder / name / "000001.jsonl")
+    config = NOTHING_KEPT.model_copy(update={"audit_days": 30})
+    listed = named(list(leftovers(settings, config)), "audit")
+    assert listed == {f"{name}, segments 1-1" for name in names[:2]}
+    gc(delete=True, keep=100, days=999, audit_days=30, hours_min=0)
+    assert f"kept: {names[0]} is kept, it is not whole" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(
+        [names[0], names[2]]
+    )
+    report = verify_audit(folder, key)
+    assert {chain.process for chain in report.chains if chain.problems} == {names[0]}
+    assert {chain.process: chain.retired_rows for chain in report.chains}[names[1]] == 1
 
 
 def test_an_empty_home_has_no_leftovers(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from conftest import Start
 from predictor_process import REVISION, ROOT, PredictorProcess, ask, until
 
 from core.digests import digest_bytes
+from observability.audit_segments import read_rows
 
 CHAT = "/openai/v1/chat/completions"
 SECRETS = {
@@ -95,6 +96,9 @@ def test_no_secret_and_no_text_is_in_any_log_or_record(
         assert client.post(CHAT, json=body, headers=anew).is_error
         shown = client.get("/metrics").text + client.get("/serin/routes").text
     assert found_in(shown.encode()) == set()
+    rows = [row for _, row in read_rows(predictor.home / "audit")]
+    told = {(row.key, row.client) for row in rows if row.kind in ("answer", "part")}
+    assert told == {("web", "127.0.0.1")}, "the predictor knows who asked the gateway"
     files = [path for path in predictor.home.rglob("*") if path.is_file()]
     assert {"gateway.log", "log", "index.jsonl"} <= {path.name for path in files}
     assert {path.name: found for path in files if (found := found_in(path.read_bytes()))} == {}
