@@ -128,7 +128,12 @@ class Upstream:
         limit = aiohttp.ClientTimeout(total=self._config.probe_seconds_max)
         try:
             url = self._url(endpoint, IDENTITY_PATH)
-            async with self._session.get(url, timeout=limit, allow_redirects=False) as answer:
+            async with self._session.get(
+                url,
+                headers={"authorization": self.authorization},
+                timeout=limit,
+                allow_redirects=False,
+            ) as answer:
                 if answer.status != 200:
                     return None
                 content = await read_bounded(answer, IDENTITY_BYTES_MAX)

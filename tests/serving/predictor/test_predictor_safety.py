@@ -208,7 +208,7 @@ def gateway(guarded: PredictorProcess) -> Iterator[httpx.Client]:
     port_file = home / "gateway.port"
     command = ["--home", str(home), "--port", "0", "--port-file", str(port_file)]
     process = subprocess.Popen([sys.executable, "-m", "serving.gateway", *command], cwd=ROOT)
-    until(port_file.exists)
+    until(port_file.exists, 60)
     with httpx.Client(base_url=f"http://127.0.0.1:{port_file.read_text().strip()}") as client:
         yield client
     process.terminate()
@@ -219,12 +219,12 @@ def test_answers_kept_under_an_older_policy_are_not_given_again(
     guarded: PredictorProcess, gateway: httpx.Client, folder: Path, policy: str
 ) -> None:
     question = ask(max_tokens=2, temperature=0)
-    until(lambda: gateway.post(CHAT, json=question).headers.get("x-serin-cache") == "hit")
+    until(lambda: gateway.post(CHAT, json=question).headers.get("x-serin-cache") == "hit", 60)
     assert gateway.post(CHAT, json=question).headers["x-serin-policy"] == policy
     digest = write(folder, {**POLICY, "name": "newer"})
     until(lambda: policy_hash(guarded) == digest)
-    until(lambda: gateway.post(CHAT, json=question).headers["x-serin-policy"] == digest)
-    until(lambda: gateway.post(CHAT, json=question).headers.get("x-serin-cache") == "hit")
+    until(lambda: gateway.post(CHAT, json=question).headers["x-serin-policy"] == digest, 60)
+    until(lambda: gateway.post(CHAT, json=question).headers.get("x-serin-cache") == "hit", 60)
     assert gateway.post(CHAT, json=question).headers["x-serin-policy"] == digest
 
 
