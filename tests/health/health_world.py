@@ -185,7 +185,7 @@ class HealthWorld:
             for variable in self.variables():
                 del os.environ[variable]
         looked = Notes(self.ledger, "default", self.machine.service).read().time_seconds
-        until(lambda: self.notes().time_seconds > looked, "the first look", 2 * LONG_SECONDS)
+        until(lambda: self.notes().time_seconds > looked, "the first look", 5 * LONG_SECONDS)
 
     def variables(self) -> dict[str, str]:
         """What a command of this home needs in its environment."""

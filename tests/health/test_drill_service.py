@@ -113,7 +113,7 @@ def test_a_version_whose_predictor_keeps_dying_is_rolled_back(world: HealthWorld
     good = world.stable()
     world.promote()
     exits = {"metric": "predictor_exits", "above": 1, "clear": 0}
-    world.watch("crash_loop", conditions=[exits], window_seconds=20, verify_seconds=120)
+    world.watch("crash_loop", conditions=[exits], window_seconds=90, verify_seconds=240)
     case = Case(world, "crash_loop", "each request kills the predictor")
     revision = world.revision()
     world.fault(revision, crash=True)
