@@ -34,6 +34,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "audit": ("cli.audit:audit", "Check the record of requests and answers, and search it."),
     "bans": ("cli.gateway:bans", "List, add and lift bans of client addresses."),
     "gateway": ("cli.gateway:gateway", "Degrade the gateway, or filter long inputs, for now."),
+    "backup": ("cli.backup:backup", "Back up the home; list, verify and drill its backups."),
+    "restore": ("cli.backup:restore", "Make a home again from a backup."),
     "gc": ("cli.data:gc", "Delete what nothing refers to any more (dry run by default)."),
 }
 """Command: where its function is, and the line that `serin --help` shows."""

@@ -61,7 +61,8 @@ def rollback(
 def require_bundle(candidate: Candidate) -> None:
     """Raise NotFoundError when a version's bundle lay on this machine and is gone."""
     address = urlsplit(candidate.bundle_uri)
-    if address.scheme == "file" and not Path(unquote(address.path)).is_dir():
+    places = Path(unquote(address.path)), Settings.read().home / "bundles" / candidate.bundle_digest
+    if address.scheme == "file" and not any(place.is_dir() for place in places):
         raise NotFoundError(
             f"the bundle of version {candidate.model_version} is gone from {address.path}: "
             "restore it from a backup, or release the version anew"

@@ -71,6 +71,9 @@ class Settings(BaseModel):
         default=SecretStr(""), description="API key that labelled probes are asked with"
     )
     engine: str = "openvino"
+    backup_uri: str = Field(
+        default="", description="where backups and the ledger's copy go: a folder or s3://..."
+    )
     allow_faults: bool = False
 
     @classmethod

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 
 from tasks.approving import hear_answer, may_ask
+from tasks.backing_up import back_up_change
 from tasks.releasing import HELD_STATES, begin_release, settle_release, turn_release
 from tasks.reporting import ended_release, open_release
 from validation.canary import CanaryConfig
@@ -23,4 +24,5 @@ def release(
     while current.state in HELD_STATES:
         current = turn_release(release_id, canary)
     settle_release(run, release_id)
+    back_up_change(run, release_id)
     return ended_release(run, release_id)

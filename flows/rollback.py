@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.backing_up import back_up_change
 from tasks.releasing import HELD_STATES, begin_rollback, settle_release, turn_rollback
 from tasks.reporting import ended_release, open_release
 
@@ -16,4 +17,5 @@ def rollback(reason: str, to_version: str | None = None) -> Any:
         current = turn_rollback(current.release_id)
     run = open_release(current.release_id)
     settle_release(run, current.release_id)
+    back_up_change(run, current.release_id)
     return ended_release(run, current.release_id)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.backup_place import BackupPlace
 from core.contracts import ReleaseState
 from core.errors import SerinError, UnavailableError
 from core.settings import Settings
@@ -23,6 +24,7 @@ from rollout.conductor import Conductor
 from rollout.identities import from_routes
 from rollout.kubernetes_client import KubernetesClient
 from rollout.ledger import Ledger
+from rollout.ledger_copy import LedgerCopier
 from rollout.release import Release
 
 log = logging.getLogger("serin.rollout")
@@ -30,6 +32,7 @@ INTERVAL_SECONDS = 1.0
 BACKOFF_SECONDS_MAX = 15.0
 ORPHAN_SECONDS = 15.0
 STEPS_MAX = 20
+COPY_END_SECONDS_MAX = 5.0
 CLOCK_FACTOR = 2.0
 """A lease not renewed for this many times its length by our own clock is over, whatever the
 database's clock says: it may have been set back."""
@@ -118,14 +121,19 @@ class Keeper:
             log.warning("%s left a service behind; removed", release.release_id)
 
 
-def keep(tick: Callable[[], object], stop: threading.Event, interval_seconds: float) -> None:
+def keep(
+    tick: Callable[[], object],
+    stop: threading.Event,
+    interval_seconds: float,
+    what: str = "ledger and control plane answer",
+) -> None:
     """Call `tick` until `stop`, with back-off up to 15 s while something does not answer."""
     pause = interval_seconds
     while not stop.is_set():
         try:
             tick()
             if pause > interval_seconds:
-                log.info("ledger and control plane answer again")
+                log.info("%s again", what)
             pause = interval_seconds
         except UnavailableError as error:
             pause = min(max(pause * 2, interval_seconds), BACKOFF_SECONDS_MAX)
@@ -165,6 +173,43 @@ class Opened:
             self._ledger.close()
 
 
+class Copying:
+    """Copies the ledger to where backups are kept, on a thread: a slow store delays no rollback."""
+
+    def __init__(self, environ: Mapping[str, str], interval_seconds: float) -> None:
+        """Nothing runs without SERIN_BACKUP_URI."""
+        settings = Settings.read(environ)
+        self._ledger_url, self._address = settings.ledger_url, settings.backup_uri
+        self._interval_seconds = interval_seconds
+        self._stop = threading.Event()
+        self._copier: LedgerCopier | None = None
+        self._thread = threading.Thread(target=self._run, name="ledger copy", daemon=True)
+        if self._address:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Copy what is left, within bounds, and end."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(COPY_END_SECONDS_MAX)
+
+    def _run(self) -> None:
+        log.info("copies the ledger to %s", self._address)
+        keep(self._tick, self._stop, self._interval_seconds, "the backups' place answers")
+        try:
+            self._tick()
+        except SerinError as error:
+            log.warning("the last events are not copied: %s", error)
+        if self._copier is not None:
+            self._copier.close()
+
+    def _tick(self) -> None:
+        if self._copier is None:
+            Ledger(self._ledger_url).close()  # makes it where it is missing
+            self._copier = LedgerCopier(self._ledger_url, BackupPlace(self._address))
+        self._copier.tick()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="rollout.keeper", description=__doc__)
@@ -184,11 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     opened = Opened(environ)
+    copying = Copying(environ, given.interval_seconds)
     log.info("keeps releases of %s", given.home)
     try:
         keep(opened.tick, stop, given.interval_seconds)
     finally:
         opened.close()
+        copying.close()
     log.info("stopped")
     return 0
 

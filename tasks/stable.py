@@ -51,8 +51,10 @@ def stable_bundle() -> tuple[Path, str] | None:
 
 
 def bundle_path(uri: str) -> Path:
-    """Return the local folder of a file:// URI."""
-    return Path(uri.removeprefix(FILE_SCHEME))
+    """Return the local folder of a file:// URI; in a restored home, that of the same digest."""
+    path = Path(uri.removeprefix(FILE_SCHEME))
+    here = Settings.read().home / "bundles" / path.name
+    return here if here.is_dir() and not path.is_dir() else path
 
 
 def bundle_uri(path: Path) -> str:

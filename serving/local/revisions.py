@@ -169,7 +169,8 @@ def bundle_folder(storage_uri: str, roots: Sequence[Path]) -> Path:
     """Return the folder that a storageUri means: file://, or an absolute path, below a root.
 
     Raises InputError for any other scheme or host, for `..`, for a link that leads out of the
-    roots, and for a folder that does not exist.
+    roots, and for a folder that does not exist. A bundle is known by its digest: where its folder
+    is gone, the one of the same digest below a root is meant, as in a home that was restored.
     """
     parts = urlsplit(storage_uri)
     if parts.scheme not in ("", "file") or parts.netloc or parts.query or parts.fragment:
@@ -178,8 +179,10 @@ def bundle_folder(storage_uri: str, roots: Sequence[Path]) -> Path:
     given = Path(text)
     if not given.is_absolute() or ".." in given.parts or "\0" in text:
         raise InputError(f"storageUri {storage_uri!r} must be an absolute path without '..'")
-    folder = given.resolve()
     allowed = [root.resolve() for root in roots]
+    if DIGEST_FORM.fullmatch(given.name) and not given.exists():
+        given = next((root / given.name for root in allowed if (root / given.name).exists()), given)
+    folder = given.resolve()
     if not any(folder.is_relative_to(root) and folder != root for root in allowed):
         places = ", ".join(str(root) for root in allowed)
         raise InputError(f"storageUri {storage_uri!r} is not below {places}; put the bundle there")
