@@ -1,6 +1,7 @@
 """The ledger's copy follows each event; what it holds makes the same ledger again."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_restored_copy_is_the_same_ledger_and_the_keeper_rolls_its_release_bac
     restored.close()
 
 
-def _later() -> "object":
+def _later() -> Callable[[], float]:
     """A clock that runs ten minutes at each look: nobody renews in between."""
     now = [0.0]
 
