@@ -72,8 +72,12 @@ def restore(
     settings = Settings.read({**os.environ, "SERIN_HOME": str(home)})
     elsewhere = "" if settings.ledger_url.startswith("sqlite") else settings.ledger_url
     found = restore_home(BackupPlace(source), settings.home, backup_id, elsewhere)
+    os.environ["SERIN_HOME"] = str(settings.home)  # what follows acts in the restored home
+    from tasks.erasing import erase_again
+
+    erased = erase_again()
     if json_output:
-        typer.echo(_json(found))
+        typer.echo(_json({**msgspec.to_builtins(found), "erased_again": erased}))
         return
     typer.echo(
         f"restored {found.backup_id} into {settings.home} in {found.seconds:.1f} s; the ledger "
@@ -82,6 +86,10 @@ def restore(
     )
     for release_id in found.active_releases:
         typer.echo(f"release {release_id} was under way: the keeper takes it back after serin up")
+    if erased:
+        typer.echo(
+            f"the backup is older than the erasure of {erased} records: they were erased again"
+        )
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
 

@@ -47,6 +47,13 @@ def add_tombstones(
     tables: Tables, erased: Collection[tuple[str, str]], day: str, batch: str, at: int
 ) -> None:
     """Add (record id, content digest) pairs; the same `batch` again adds nothing."""
+    add_hashed(tables, {(id_hash(item), digest) for item, digest in erased}, day, batch, at)
+
+
+def add_hashed(
+    tables: Tables, erased: Collection[tuple[str, str]], day: str, batch: str, at: int
+) -> None:
+    """Add (hash of the record id, content digest) pairs, where the ids themselves are not known."""
     tables.create([ERASURES])
     table = tables.table(ERASURES)
     if table is not None and table.transaction_version(batch) is not None:
@@ -55,7 +62,7 @@ def add_tombstones(
     ordered = sorted(erased)
     columns = {
         "day": [day] * len(ordered),
-        "id_hash": [id_hash(record_id) for record_id, _ in ordered],
+        "id_hash": [hashed for hashed, _ in ordered],
         "content_digest": [digest for _, digest in ordered],
     }
     files.write(pa.RecordBatch.from_pydict(columns, schema=ERASURES_SCHEMA))

@@ -73,7 +73,8 @@ def aliased_versions(database: Path, name: str) -> list[AliasedVersion]:
 
 def model_files(folder: Path, model_id: str) -> list[Path]:
     """Return the files of a logged model below <home>/mlflow: its adapter, lineage and verdict."""
-    roots = [path for name in ARTIFACTS for path in (folder / name).glob(f"*/models/{model_id}")]
+    forms = (f"models/{model_id}", f"*/models/{model_id}")
+    roots = [path for name in ARTIFACTS for form in forms for path in (folder / name).glob(form)]
     return sorted(path for root in roots for path in root.rglob("*") if path.is_file())
 
 

@@ -122,20 +122,28 @@ def segments_after(place: BackupPlace, seq: int, last_hash: str) -> tuple[list[S
         last = int(name[13:25])
         if last <= seq:
             continue
-        if first != seq + 1:
+        if first > seq + 1:
             return found, [f"the copied ledger lacks events {seq + 1} to {first - 1}"]
         try:
             content = place.read(f"{FOLDER}/{name}")
             if digest_bytes(content) != name[26:90]:
                 raise IntegrityError("its content does not give its name")
-            segment = decode(content)
+            segment = _cut(decode(content), seq)
         except (IntegrityError, NotFoundError) as error:
             return found, [f"the copied ledger is damaged from event {first} on: {error}"]
         if segment.previous_hash != last_hash:
-            return found, [f"the copied event {first} does not follow event {seq}"]
+            return found, [f"the copied event {seq + 1} does not follow event {seq}"]
         found.append(segment)
         seq, last_hash = segment.last_seq, segment.last_hash
     return found, []
+
+
+def _cut(segment: Segment, seq: int) -> Segment:
+    """Return a segment without the events up to `seq`, which are known."""
+    events = [row for row in segment.rows["events"] if row["seq"] > seq]
+    rows = {**segment.rows, "events": events}
+    previous = events[0]["previous_hash"]
+    return msgspec.structs.replace(segment, first_seq=seq + 1, previous_hash=previous, rows=rows)
 
 
 def prune_segments(place: BackupPlace, seq: int) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from core.backup_place import BackupPlace, Manifest
 from core.contracts import ReleaseState
-from core.errors import ConflictError, UnavailableError
+from core.errors import ConflictError, SerinError
+from core.manifests import read_manifest
 from core.settings import Settings
 from registry.copies import DATABASE, AliasedVersion, aliased_versions, copy_database, model_files
 from rollout.database import Database
@@ -206,14 +207,12 @@ def _facts(
     if stable is None:
         return facts
     bundle = settings.home / BUNDLES / stable.candidate.bundle_digest
-    if not bundle.is_dir():
-        facts["fingerprint_problem"] = f"the bundle of stable is not at {bundle}"
-        return facts
     log = settings.folder("logs") / "fingerprint.log"
     try:
+        read_manifest(bundle)
         known = settings.folder("answers")
         facts["fingerprint"] = recorded_fingerprint(bundle, settings.engine, known, log)
-    except UnavailableError as error:
+    except SerinError as error:
         facts["fingerprint_problem"] = str(error)
     return facts
 

@@ -20,7 +20,7 @@ from lake.erasure import ErasedRows, FoundRecord, bury, erase_rows, find_records
 from lake.members import lists_with
 from lake.snapshots import MEMBERS, find_snapshot, materialise
 from lake.table import Lake
-from lake.tombstones import id_hash
+from lake.tombstones import add_hashed, id_hash, read_tombstones
 from rollout.ledger import Ledger
 from tasks.lineage import TRAINED, descendants, version_notes
 from tasks.sweeping import Marks, Trace, clear, traces
@@ -28,6 +28,7 @@ from tasks.sweeping import Marks, Trace, clear, traces
 BEGUN, ERASED = "erasure begun", "record erased"
 HOLDER = "serin forget"
 INDEX_FOLDER = "duplicates"
+EVENTS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,44 @@ def erase(plan: ErasurePlan) -> Erasure:
     )
     _record(ledger, settings, ERASED, plan, {"rows": rows.records, "files": done.files})
     return done
+
+
+def erase_again() -> int:
+    """Erase what the ledger tells as erased and the lake still has, as after a restore.
+
+    An older backup brings erased records back. Returns how many records' tombstones were missing.
+    """
+    settings = Settings.read()
+    lake, ledger = Lake(settings.lake_uri), Ledger(settings.ledger_url)
+    missing = _told_hashes(ledger) - read_tombstones(lake).ids
+    if not missing:
+        return 0
+    here = [
+        record_id
+        for batch in lake.columns(["record_id"])
+        for record_id in batch.column("record_id").to_pylist()
+        if id_hash(record_id) in missing
+    ]
+    if here:
+        erase(plan_erasure(here))
+    absent = sorted((hashed, "") for hashed in missing - {id_hash(item) for item in here})
+    if absent:
+        name = digest_json(absent)
+        with lake.one_writer():
+            add_hashed(lake, absent, f"erased-{name[:12]}", name, int(time.time()))
+    return len(missing)
+
+
+def _told_hashes(ledger: Ledger) -> set[str]:
+    """Return the hashes of all ids whose erasure the ledger tells, begun or ended."""
+    found: set[str] = set()
+    since = 0
+    while events := ledger.events(since, limit=EVENTS_AT_ONCE):
+        since = events[-1].seq
+        for event in events:
+            if event.kind in (BEGUN, ERASED):
+                found.update(event.body["id_hashes"])
+    return found
 
 
 def _forget_contents(folder: Path, found: Iterable[FoundRecord]) -> None:

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
+from core.backup_place import BackupPlace
 from core.contracts import Candidate, Message, Record, SnapshotRef
 from core.digests import digest_json
+from core.settings import Settings
 from lake.config import FieldMapping, IngestConfig
 from lake.snapshots import (
     create_snapshot,
@@ -22,8 +24,11 @@ from lake.snapshots import (
 )
 from lake.sources import list_days
 from lake.table import Lake
+from lake.tombstones import read_tombstones
 from rollout.ledger import Ledger
-from tasks.erasing import ERASED, erase, plan_erasure
+from rollout.ledger_copy import LedgerCopier
+from tasks.backups import back_up
+from tasks.erasing import ERASED, erase, erase_again, plan_erasure
 from tasks.lineage import note_training, note_version, trace_record
 from validation.records import check_rows
 
@@ -239,3 +244,27 @@ def test_a_snapshot_whose_rows_are_gone_is_made_anew(home: Path, snapshot: Snaps
         path.unlink()
     assert (load_rows(snapshot), load_held_out(snapshot)) == before
     assert before[0][0].messages[0] == Message("user", before[0][0].prompt)
+
+
+def test_an_erasure_is_applied_again_to_a_home_from_an_older_backup(
+    snapshot: SnapshotRef, home: Path, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = BackupPlace(str(tmp_path / "place"))
+    back_up(Settings.read(), place)
+    erase(plan_erasure([TARGET, "row-that-came-later"]))
+    copier = LedgerCopier(Settings.read().ledger_url, place)
+    copier.tick()
+    new = tmp_path / "new"
+    told = RUN.invoke(app, ["restore", place.address, "--home", str(new)], catch_exceptions=False)
+    assert "older than the erasure of 2 records: they were erased again" in told.output
+    monkeypatch.setenv("SERIN_HOME", str(new))
+    restored = Lake(str(new / "lake"))
+    ids = [i for batch in restored.columns(["record_id"]) for i in batch.column(0).to_pylist()]
+    assert TARGET not in ids
+    assert len(ids) > 10
+    assert read_tombstones(restored).among([TARGET, "row-that-came-later"]) == {
+        TARGET,
+        "row-that-came-later",
+    }
+    assert erase_again() == 0
+    assert Ledger(Settings.read().ledger_url).verify() == []
