@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repeats")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left behind
     report = run(QUICK if options.quick else FULL, options.quick)
     if not options.quick:
         (RESULTS / "gateway.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -336,6 +337,7 @@ def main() -> None:
     names = [plan.shape for plan in FULL]
     parser.add_argument("--shape", choices=names, help="of the full run, only this shape")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left behind
     began = time.monotonic()
     trace = read_trace(options.trace) if options.trace else synthetic_trace()
     source = options.trace.name if options.trace else "synthetic, seed 1"
