@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from core.contracts import Record, SnapshotRef
 from core.digests import digest_file, digest_json
 from core.errors import IntegrityError, NotFoundError
+from core.files import write_whole
 from lake.budget import Keep, within_budget
 from lake.config import SelectionConfig
 from lake.members import Member, read_members, write_members
@@ -175,7 +176,7 @@ def materialise(ref: SnapshotRef, lake: Lake) -> Materialised:
     training = table.filter(pa.compute.invert(table["held_out"]))
     files = _write_rows(Path(ref.uri), training, table.filter(table["held_out"]))
     cache = Materialised(files, tuple(lost))
-    _replace(Path(ref.uri) / CACHE, msgspec.json.encode(cache))
+    write_whole(Path(ref.uri) / CACHE, msgspec.json.encode(cache))
     return cache
 
 
@@ -373,13 +374,7 @@ def _write_mark(
     days = tuple(dict.fromkeys(versions.values()))
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     mark = Mark(ref.snapshot_id, tuple(sorted(versions)), days, reasons, now)
-    _replace(folder / f"{ref.snapshot_id}.json", msgspec.json.encode(mark))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(data)
-    scratch.replace(path)
+    write_whole(folder / f"{ref.snapshot_id}.json", msgspec.json.encode(mark))
 
 
 def _marks(folder: Path) -> list[Mark]:

@@ -3,7 +3,6 @@
 Answers from lists beside the snapshots: neither Prefect nor MLflow is needed.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 from core.contracts import Candidate, Record, SnapshotRef
 from core.digests import digest_json
 from core.errors import NotFoundError
+from core.files import write_whole
 from core.settings import Settings
 from lake.erasure import find_records
 from lake.members import Member, lists_with, write_members
@@ -66,9 +66,7 @@ def note_version(candidate: Candidate, snapshot: SnapshotRef) -> None:
     folder = _folder() / VERSIONS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{candidate.service}-{candidate.model_version}.json"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(msgspec.json.encode(note))
-    draft.replace(path)
+    write_whole(path, msgspec.json.encode(note))
 
 
 def trace_record(record_id: str) -> RecordLineage:

@@ -5,7 +5,6 @@ Knows files and marks; the lake's tables and the registry are others' business.
 
 import html
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from core.digests import digest_json
+from core.files import write_whole
 from lake.erasure import FoundRecord
 
 Action = Literal["rewrite", "overwrite", "delete", "by hand"]
@@ -80,7 +80,7 @@ def clear(trace: Trace, marks: Marks) -> None:
         elif trace.action == "overwrite":
             _overwrite(trace.path, marks)
         else:
-            _replace(trace.path, _without(trace.path, marks))
+            write_whole(trace.path, _without(trace.path, marks))
     except FileNotFoundError:
         return
 
@@ -133,12 +133,6 @@ def _overwrite(path: Path, marks: Marks) -> None:
     blanked = marks.blanked(content)
     with path.open("r+b") as file:
         file.write(blanked)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(data)
-    draft.replace(path)
 
 
 def _files(home: Path) -> Iterator[Path]:
