@@ -6,12 +6,14 @@ An HTTP client only, open loop (slow answers do not slow the arrivals), one atte
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -66,15 +68,33 @@ class LoadConfig(BaseModel):
     seed: int = Field(default=1, description="seed of arrivals and choices")
 
 
+@dataclass(frozen=True, slots=True)
+class TimedPrompt:
+    """One request of a trace: sent `at_seconds` after the start, with its own longest answer."""
+
+    prompt: Prompt
+    max_tokens: int
+    at_seconds: float
+
+
 class LoadGenerator:
     """Sends in a thread of its own between `start` and `stop`."""
 
-    def __init__(self, config: LoadConfig, prompts: Sequence[Prompt]) -> None:
-        """Raises InputError without prompts or address."""
-        if not prompts or not config.url.startswith("http"):
+    def __init__(
+        self, config: LoadConfig, prompts: Sequence[Prompt], trace: Sequence[TimedPrompt] = ()
+    ) -> None:
+        """With a trace, its requests are sent once, at its times, in place of the prompts.
+
+        Raises InputError without prompts or address.
+        """
+        if not (prompts or trace) or not config.url.startswith("http"):
             raise InputError("a load needs at least one prompt and the address of a gateway")
         self._config = config
-        self._bodies = [_body(config, prompt) for prompt in prompts]
+        self._bodies = [
+            *(_body(config, item.prompt, item.max_tokens) for item in trace),
+            *(_body(config, prompt) for prompt in prompts if not trace),
+        ]
+        self._times = [item.at_seconds for item in trace]
         self._gaps = random.Random(config.seed)
         self._choices = random.Random(config.seed + 1)
         self._tally = Tally(config.failures_max, config.seed)
@@ -135,10 +155,11 @@ class LoadGenerator:
             asyncio.TaskGroup() as group,
         ):
             started = next_at = time.monotonic()
-            index = 0
             self._tally.begin()
-            while not self._stopping.is_set():
-                next_at += self._gap()
+            for index in itertools.count():
+                if self._stopping.is_set() or (self._times and index == len(self._times)):
+                    break
+                next_at = started + self._times[index] if self._times else next_at + self._gap()
                 if config.seconds is not None and next_at - started > config.seconds:
                     break
                 await self._sleep(next_at - time.monotonic())
@@ -151,7 +172,6 @@ class LoadGenerator:
                 stream = self._choices.random() < config.stream_share
                 body = self._bodies[index % len(self._bodies)][stream]
                 group.create_task(self._send(session, body, stream))
-                index += 1
         self._tally.end()
 
     def _gap(self) -> float:
@@ -225,13 +245,13 @@ def _prompt(line: str) -> Prompt:
     return text
 
 
-def _body(config: LoadConfig, prompt: Prompt) -> tuple[bytes, bytes]:
+def _body(config: LoadConfig, prompt: Prompt, max_tokens: int | None = None) -> tuple[bytes, bytes]:
     """The request's bodies: not streaming, streaming."""
     turns = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
     content = {
         "model": config.model,
         "messages": turns,
-        "max_tokens": config.max_tokens,
+        "max_tokens": max_tokens or config.max_tokens,
         "temperature": 0,
     }
     return msgspec.json.encode(content), msgspec.json.encode({**content, "stream": True})
