@@ -15,14 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from httpx import HTTPError
 
 from benchmarks.support.serving_trace import PromptMaker, read_trace, scaled, synthetic_trace
 from benchmarks.support.soak_plot import plot
 from benchmarks.support.soak_processes import ProcessWatch, grown
 from benchmarks.support.soak_stack import SoakStack, soak_stack
+from core.errors import SerinError
 from observability.load import LoadConfig, LoadGenerator, TimedPrompt
 from observability.tally import FailedRequest, LoadReport
 
@@ -39,6 +43,7 @@ HOLD_SHARE = 0.06
 CHANGES = 5
 KILL = "predictor killed"
 GROWTH_PERCENT_GOAL = 5.0
+CHANGE_ERRORS = (AssertionError, OSError, ValueError, SerinError, HTTPError, SubprocessError)
 UP_TO_KILL_SECONDS = 0.5
 """A request that a kill cut off ends before the successor answers, give or take this."""
 
@@ -77,7 +82,7 @@ def make_changes(stack: SoakStack, load: LoadGenerator, seconds: float) -> list[
         error = ""
         try:
             change()
-        except Exception as problem:  # the load goes on: the report tells what did not work
+        except CHANGE_ERRORS as problem:  # the load goes on: the report tells what did not work
             error = f"{type(problem).__name__}: {problem}"[:500]
         ended = time.monotonic() - began
         done.append(Change(name, since, ended, at, time.time(), in_flight, error))

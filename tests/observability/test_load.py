@@ -14,7 +14,7 @@ import pytest
 
 from core.contracts import Message
 from core.errors import InputError
-from observability.load import LoadConfig, LoadGenerator, read_prompts
+from observability.load import LoadConfig, LoadGenerator, TimedPrompt, read_prompts
 from observability.tally import LATENCIES_MAX, FailedRequest, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +90,18 @@ def test_prompts_are_replayed_in_order_at_the_rate(server: Server) -> None:
     assert report.total.p50_seconds is not None
     assert report.by_arm["canary"].ok + report.by_arm["stable"].ok == report.by_version["7"].ok
     assert report.by_version["7"].ok == report.sent
+
+
+def test_a_trace_is_sent_once_at_its_times_with_its_own_lengths(server: Server) -> None:
+    trace = [TimedPrompt("first", 3, 0.0), TimedPrompt("last", 70, 0.3)]
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    found = LoadGenerator(LoadConfig(url=url), (), trace)
+    began = time.monotonic()
+    found.start()
+    assert found.wait().ok == 2
+    assert time.monotonic() - began >= 0.3
+    asked = [(body["messages"][0]["content"], body["max_tokens"]) for body in server.bodies]
+    assert asked == [("first", 3), ("last", 70)]
 
 
 @pytest.mark.parametrize(
