@@ -5,9 +5,8 @@ Knows nothing of files or tables; what a valid row is, the record contract decid
 
 import hashlib
 import re
-import threading
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 from core.contracts import Message
 from core.digests import digest_bytes, digest_json
 from lake.config import FieldMapping
-from privacy.pii import Scanner, redacted
+from lake.sensitive import DROPPED, ReplacePersonal
 
 SLICE_DEFAULT = "all"
 EPOCH_SECONDS_MIN, EPOCH_MILLISECONDS_MIN = 1e8, 1e11
@@ -27,14 +26,6 @@ CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 KANA = re.compile(r"[\u3040-\u30ff]")
 HANGUL = re.compile(r"[\uac00-\ud7af]")
 CYRILLIC = re.compile(r"[\u0400-\u04ff]")
-KINDS = {
-    "EMAIL_ADDRESS": "EMAIL",
-    "PHONE_NUMBER": "PHONE",
-    "CREDIT_CARD": "CARD",
-    "CN_BANK_CARD": "CARD",
-}
-ReplacePersonal = Callable[[Sequence[str]], list[str]]
-_own = threading.local()
 
 
 class ShapedRow(msgspec.Struct, frozen=True):
@@ -57,6 +48,12 @@ class CleanRow(msgspec.Struct, frozen=True):
     response: str
     language: str
     content_digest: str
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it held sensitive data for which rows are dropped: not to be stored."""
+        own = (self.response, self.record_id, self.slice_name, self.language)
+        return DROPPED in own or any(turn.content == DROPPED for turn in self.messages)
 
 
 def shape(value: Mapping[str, Any], mapping: FieldMapping) -> ShapedRow:
@@ -95,7 +92,7 @@ def shape(value: Mapping[str, Any], mapping: FieldMapping) -> ShapedRow:
 def clean(rows: Sequence[ShapedRow], personal: ReplacePersonal) -> list[CleanRow]:
     """Normalise rows that passed the contract and replace their personal data.
 
-    `personal` replaces personal data in texts: `scrub_many`, or `list` to keep it.
+    `personal` replaces it in texts, as `lake.sensitive.replacement` returns it.
     """
     turns = iter(personal([normalise(turn.content) for row in rows for turn in row.turns or ()]))
     responses = personal([normalise(row.checked["response"]) for row in rows])
@@ -107,7 +104,9 @@ def clean(rows: Sequence[ShapedRow], personal: ReplacePersonal) -> list[CleanRow
     for index, row in enumerate(rows):
         messages = tuple([Message(turn.role, next(turns)) for turn in row.turns or ()])
         record_id, response = record_ids[index], responses[index]
-        if hidden[index] != record_id:
+        if hidden[index] == DROPPED:
+            record_id = DROPPED
+        elif hidden[index] != record_id:
             record_id = hashlib.sha256(record_id.encode()).hexdigest()[:RECORD_ID_LENGTH]
         cleaned.append(
             CleanRow(
@@ -166,35 +165,6 @@ def held_out(record_id: str, share: float) -> bool:
     """Tell whether a record is held out: a pure function of its id, so for ever the same."""
     head = hashlib.sha256(record_id.encode()).digest()[:HASH_BYTES]
     return int.from_bytes(head) < share * (1 << (8 * HASH_BYTES))
-
-
-def scrub(text: str) -> str:
-    """Replace sensitive data by its kind: [EMAIL], [PHONE], [CARD], else the entity type.
-
-    What is found, and how hidden it may be, privacy/pii.py says; all else stays as it was.
-    """
-    return scrub_many([text])[0]
-
-
-def scrub_many(texts: Sequence[str]) -> list[str]:
-    """Do what `scrub` does for many texts, several times as fast."""
-    found = _scanner().scan_many(texts)
-    return [
-        redacted(text, spans, _kind) if spans else text
-        for text, spans in zip(texts, found, strict=True)
-    ]
-
-
-def _kind(type_: str, value: str) -> str:
-    return f"[{KINDS.get(type_, type_)}]"
-
-
-def _scanner() -> Scanner:
-    """Return this thread's scanner: one cannot be shared between threads."""
-    if not hasattr(_own, "scanner"):
-        _own.scanner = Scanner()
-    scanner: Scanner = _own.scanner
-    return scanner
 
 
 def _language(given: Any, prompt: Any) -> str:

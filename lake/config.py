@@ -1,8 +1,12 @@
 """How a user's data is read, checked, split and judged: the frozen configuration of this room."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from privacy.operators import OperatorName
+from privacy.pii import TYPES
 
 
 class FieldMapping(BaseModel):
@@ -177,6 +181,38 @@ class SelectionConfig(BaseModel):
     seed: int = Field(default=7, description="seed of the draw")
 
 
+class SensitiveConfig(BaseModel):
+    """What takes the place of sensitive data before a row is stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operator: OperatorName = Field(
+        default="replace",
+        description="redact: [REDACTED]; replace: its kind; pseudonym or hash: its kind and a tag "
+        "that equal values share; drop: the row goes to quarantine",
+    )
+    by_type: dict[str, OperatorName] = Field(
+        default={}, description="another operator for a type, such as {PERSON: pseudonym}"
+    )
+    key_file: Path | None = Field(
+        default=None,
+        description="file, readable by its owner only, with the pseudonyms' key and the hash's "
+        "salt; made when it is not there",
+    )
+
+    @model_validator(mode="after")
+    def _pseudonyms_have_a_key(self) -> Self:
+        if self.key_file is None and "pseudonym" in (self.operator, *self.by_type.values()):
+            raise ValueError("pseudonyms need a key: name its file as key_file")
+        return self
+
+    @model_validator(mode="after")
+    def _types_are_known(self) -> Self:
+        if unknown := sorted(self.by_type.keys() - set(TYPES)):
+            raise ValueError(f"{unknown} are no types; there are {sorted(TYPES)}")
+        return self
+
+
 class IngestConfig(BaseModel):
     """Where the days are and how they come in."""
 
@@ -206,7 +242,10 @@ class IngestConfig(BaseModel):
         default=SelectionConfig(), description="which of the new rows are trained on"
     )
     scrub: bool = Field(
-        default=True, description="replace sensitive data by its kind before storing"
+        default=True, description="let nothing sensitive be stored, as `sensitive` says"
+    )
+    sensitive: SensitiveConfig = Field(
+        default=SensitiveConfig(), description="what takes the place of sensitive data"
     )
     tokenizer: str = Field(
         default="",

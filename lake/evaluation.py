@@ -12,11 +12,12 @@ from pathlib import Path
 from core.contracts import Record, SnapshotRef
 from core.digests import digest_bytes, digest_json
 from core.errors import InputError
-from lake.cleaning import clean, scrub_many, shape
+from lake.cleaning import clean, shape
 from lake.config import EvaluationConfig, IngestConfig
 from lake.consistency import SliceConsistency, slice_consistency
 from lake.preparation import CheckRows, require_fields
 from lake.replay import earlier_held_out
+from lake.sensitive import replacement
 from lake.snapshots import (
     flagged_versions,
     load_held_out,
@@ -145,8 +146,8 @@ def read_evaluation(config: IngestConfig, check: CheckRows, slices: Iterable[str
             for index, row in enumerate(shaped)
             if index not in refused and row.turns is not None
         ]
-        for ready in clean(usable, scrub_many if config.scrub else list):
-            if allowed is None or ready.slice_name in allowed:
+        for ready in clean(usable, replacement(config)):
+            if not ready.dropped and (allowed is None or ready.slice_name in allowed):
                 found.append(
                     Record(
                         record_id=ready.record_id,

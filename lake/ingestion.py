@@ -128,8 +128,8 @@ def take_in(
 def settings_digest(config: IngestConfig) -> str:
     """Return a digest of all settings on which a file's rows and batches depend."""
     names = {
-        "mapping", "held_out_share", "scrub", "batch_rows", "batch_bytes_max", "row_bytes_max",
-        "commit_bytes", "duplicates",
+        "mapping", "held_out_share", "scrub", "sensitive", "batch_rows", "batch_bytes_max",
+        "row_bytes_max", "commit_bytes", "duplicates",
     }  # fmt: skip
     settings = config.model_dump(mode="json", include=names)
     # Parts are files of their own: a half that came in by so many cannot go on by others.

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 
 from core.contracts import Rejection
 from core.errors import InputError
-from lake.cleaning import CleanRow, ShapedRow, clean, held_out, scrub_many, shape
+from lake.cleaning import CleanRow, ShapedRow, clean, held_out, shape
 from lake.config import IngestConfig
 from lake.index import index_row
 from lake.readers import RawBlock, RawRow
 from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
+from lake.sensitive import replacement, scrub_many
 from lake.sketches import IndexRow, Sketches, sketch
 from lake.tokens import count_tokens
 from lake.tombstones import ERASED, Tombstones
@@ -59,7 +60,7 @@ class Intake:
 
     def kept_settings(self) -> dict[str, Any]:
         """Return what a later correction of a row needs to read it alike."""
-        kept = {"mapping", "scrub", "held_out_share"}
+        kept = {"mapping", "scrub", "sensitive", "held_out_share"}
         return self.config.model_dump(mode="json", include=kept, exclude_defaults=True)
 
 
@@ -104,11 +105,13 @@ def prepare_block(block: RawBlock, intake: Intake, fields_required: bool = False
             reasons.setdefault(index, "the turns are malformed")
     refused += [(decoded[index], reason) for index, reason in reasons.items()]
     good = [index for index in range(len(shaped)) if index not in reasons]
-    cleaned = clean([shaped[index] for index in good], scrub_many if config.scrub else list)
+    cleaned = clean([shaped[index] for index in good], replacement(config))
     kept: list[tuple[RawRow, CleanRow]] = []
     for index, ready in zip(good, cleaned, strict=True):
         if intake.tombstones.cover(ready.record_id, ready.content_digest):
             refused.append((decoded[index], ERASED))
+        elif ready.dropped:
+            refused.append((decoded[index], "it holds sensitive data"))
         elif ready.response and ready.messages[-1].content and ready.record_id:
             kept.append((decoded[index], ready))
         else:

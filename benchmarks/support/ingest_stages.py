@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from core.contracts import Message
-from lake.cleaning import clean, scrub_many, shape
+from lake.cleaning import clean, shape
 from lake.config import IngestConfig
 from lake.preparation import Intake, prepare_block
 from lake.readers import RawBlock
+from lake.sensitive import scrub_many
 from lake.sketches import IndexRow, sketch
 from lake.sources import day_blocks, list_days
 from lake.tokens import count_tokens
