@@ -104,14 +104,13 @@ class SoakStack:
         assert ended.candidate.model_version == str(version)
 
     def roll_back(self, version: int, hold_seconds: float) -> None:
-        """Bring a canary to its share and take it back; until one predictor is left."""
+        """Bring a canary to its share and take it back."""
         release = self.begin(version)
         self.hold(release, hold_seconds)
         ended = self.conductor.roll_back(
             release.release_id, "the soak says so", "soak", CHANGE_SECONDS_MAX
         )
         assert ended.state is ReleaseState.ROLLED_BACK, ended
-        self._until(lambda: len(self.predictors()) == 1, "the canary's end")
 
     def reload_policy(self) -> None:
         """Put another safety policy into force and wait until answers come under it."""
@@ -124,10 +123,10 @@ class SoakStack:
         self._until(lambda: self.ask().headers.get("x-serin-policy") == wanted, "the policy")
 
     def kill_predictor(self) -> None:
-        """Kill -9 the only predictor and wait until its successor answers."""
-        (before,) = self.predictors()
+        """Kill -9 the predictor that has all traffic; wait until its successor answers."""
+        (before,) = self.asked_predictors()
         os.kill(before, signal.SIGKILL)
-        self._until(lambda: [pid for pid in self.predictors() if pid != before], "its successor")
+        self._until(lambda: self.asked_predictors() - {before}, "its successor")
         self._until(lambda: self.ask().status_code == 200, "an answer")
 
     def degrade(self, hold_seconds: float) -> None:
@@ -150,10 +149,12 @@ class SoakStack:
         url, headers = self.settings.gateway_url + CHAT_PATH, {"x-serin-cache": "bypass"}
         return self.http.post(url, json=body, headers=headers)
 
-    def predictors(self) -> dict[int, str]:
-        """Predictors that are ready, and the revisions they serve."""
-        listed = json.loads((self.settings.home / "control" / "processes.json").read_text())
-        return {int(i["pid"]): str(i["revision"]) for i in listed["processes"] if i["ready"]}
+    def asked_predictors(self) -> set[int]:
+        """Predictors that are ready and have traffic; the version before waits beside them."""
+        routes = self._control("routes.json")["services"][self.settings.service]
+        asked = {arm["revision"] for arm in routes["arms"] if arm["percent"]}
+        listed = self._control("processes.json")["processes"]
+        return {int(i["pid"]) for i in listed if i["ready"] and i["revision"] in asked}
 
     def names(self) -> dict[int, str]:
         """Names of processes by pid."""
@@ -161,9 +162,11 @@ class SoakStack:
         named = {identity.pid: name for name, identity in file.living.items()}
         if file.supervisor is not None:
             named[file.supervisor.pid] = "supervisor"
-        listed = json.loads((self.settings.home / "control" / "processes.json").read_text())
-        revisions = {int(i["pid"]): f"predictor {i['revision']}" for i in listed["processes"]}
-        return named | revisions
+        listed = self._control("processes.json")["processes"]
+        return named | {int(i["pid"]): f"predictor {i['revision']}" for i in listed}
+
+    def _control(self, name: str) -> Any:
+        return json.loads((self.settings.home / "control" / name).read_text())
 
     @staticmethod
     def _until(look: Any, what: str) -> None:
