@@ -52,7 +52,7 @@ class Plan:
 
 
 QUICK = Plan(3, 2.0, {DIRECT: 2000, SERIN: 2000, LITELLM_NAME: 200}, 12, 2_000, 5_000)
-FULL = Plan(7, 8.0, {DIRECT: 8000, SERIN: 8000, LITELLM_NAME: 800}, 40, 20_000, 100_000)
+FULL = Plan(5, 8.0, {DIRECT: 8000, SERIN: 8000, LITELLM_NAME: 800}, 40, 20_000, 100_000)
 
 
 def measure(found: Mapping[str, Target], plan: Plan) -> list[dict[str, Any]]:
