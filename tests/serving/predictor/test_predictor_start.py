@@ -102,7 +102,7 @@ def test_a_bundle_that_is_not_the_promised_one_is_refused_before_binding(
     predictor = start("--bundle", str(copy), "--expected-digest", expected)
     assert predictor.process.wait(30) == 3
     (line,) = predictor.log.splitlines()
-    assert "ERROR" in line
+    assert json.loads(line)["level"] == "error"
     assert "bundle" in line
     assert not predictor.port_file.exists()
 
