@@ -30,7 +30,8 @@ from core.sketches import BANDS, SIGNATURE_BYTES
 from lake.config import DuplicatesConfig
 from lake.duplicates import DuplicateIndex, IndexRow
 from lake.sketches import Sketches, sketch
-from validation.leakage import LeakageConfig, leakage_gate
+from validation.leakage import leakage_gate
+from validation.leakage_config import LeakageConfig
 from validation.texts import shingles
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.contracts import Evidence, Figure, Outcome, Verdict
 from validation.drift import DRIFT, DriftConfig
 from validation.evidence import inconclusive
-from validation.leakage import LEAKAGE, LeakageConfig
+from validation.leakage_config import LEAKAGE, LeakageConfig
 from validation.parity import PARITY, ParityConfig
 from validation.quality import FORGETTING, QUALITY, ForgettingConfig, QualityConfig
 from validation.safety import SAFETY, SafetyConfig

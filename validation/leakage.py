@@ -5,50 +5,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from core.contracts import Evidence, Figure, Record
 from core.sketches import BANDS, Array, TextSketches, similarity, sketch_texts
 from validation.evidence import evidence, inconclusive, percent
+from validation.leakage_config import LEAKAGE, LeakageConfig
 from validation.texts import asked, letters, shingles
 
-LEAKAGE = "leakage"
 BATCH_ROWS = 5000
 MARGIN = 0.06
 """Three standard errors of the estimate by which pairs are chosen for their exact similarity."""
 SAME_KEY_MAX = 200
 """Most evaluation rows compared with a training row for one band key."""
 PAIRS_CHUNK = 1 << 15
-
-
-class LeakageConfig(BaseModel):
-    """What counts as a repetition, and what happens to training rows that repeat evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    policy: Literal["remove", "block"] = Field(
-        default="remove",
-        description="remove: leaked rows are left out of training; block: the gate fails",
-    )
-    similarity_min: float = Field(
-        default=0.85,
-        ge=0.6,
-        le=1,
-        description="Jaccard similarity of character shingles from which prompts are the same",
-    )
-    shingle_characters: int = Field(default=3, ge=2, le=9, description="length of a shingle")
-    leak_share_max: float = Field(
-        default=0.001, ge=0, le=1, description="share of evaluation rows leaked (policy block)"
-    )
-    removed_share_max: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="share of training rows that may be removed before the gate fails",
-    )
 
 
 @dataclass(frozen=True, slots=True)

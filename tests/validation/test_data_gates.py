@@ -9,7 +9,8 @@ import pytest
 
 from core.contracts import Message, Record
 from validation.drift import DriftConfig, drift_gate
-from validation.leakage import LeakageConfig, leakage_gate
+from validation.leakage import leakage_gate
+from validation.leakage_config import LeakageConfig
 
 CLINC = Path(__file__).resolve().parents[3] / "shared" / "data" / "clinc150"
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "days"

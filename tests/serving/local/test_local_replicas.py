@@ -86,6 +86,12 @@ def test_predictors_that_end_unasked_are_counted(
     plane.create(plane.bundle("a"), minReplicas=2)
     plane.wait_ready()
     wait_for(lambda: len(plane.processes()) == 2, "both processes")
+    before = exits(plane)
     os.kill(plane.processes()["00001"], signal.SIGKILL)
-    line = 'serin_control_predictor_exits_total{service="assistant",revision="assistant-00001"} 1'
-    wait_for(lambda: line in HTTP.get(plane.url + "/metrics").text, "one exit")
+    wait_for(lambda: exits(plane) == before + 1, "one exit more")
+
+
+def exits(plane: "ControlPlane") -> int:
+    series = 'serin_control_predictor_exits_total{service="assistant",revision="assistant-00001"} '
+    lines = HTTP.get(plane.url + "/metrics").text.splitlines()
+    return sum(int(float(line.removeprefix(series))) for line in lines if line.startswith(series))
