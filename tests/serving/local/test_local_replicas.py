@@ -88,7 +88,7 @@ def test_predictors_that_end_unasked_are_counted(
     wait_for(lambda: len(plane.processes()) == 2, "both processes")
     before = exits(plane)
     os.kill(plane.processes()["00001"], signal.SIGKILL)
-    wait_for(lambda: exits(plane) == before + 1, "one exit more")
+    wait_for(lambda: exits(plane) > before, "one exit more")
 
 
 def exits(plane: "ControlPlane") -> int:
