@@ -46,7 +46,7 @@ help: ## list the commands
 run: $(STAMP) ## set up and run the daily loop: the sample's story, or DATA=folder ARGS="options"
 	@$(BIN)/serin run --data $(DATA) $(STORY) $(ARGS)
 
-test: programs $(STAMP) ## set up and run the tests (under 15 minutes on two cores)
+test: programs $(STAMP) ## set up and run the tests (20 to 30 minutes on two cores)
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-slow: programs $(STAMP) ## run the tests that take longer than `make test` allows
