@@ -141,10 +141,11 @@ def readmit(
 
 
 def _lake() -> "Lake":
+    from lake.index import FOLDER as INDEX_FOLDER
     from lake.table import Lake
 
     settings = Settings.read()
-    return Lake(settings.lake_uri, index_folder=settings.folder("duplicates"))
+    return Lake(settings.lake_uri, index_folder=settings.folder(INDEX_FOLDER))
 
 
 def _json(value: object) -> str:

@@ -17,6 +17,7 @@ from core.settings import Settings
 from lake.config import DuplicatesConfig
 from lake.duplicates import DuplicateIndex
 from lake.erasure import ErasedRows, FoundRecord, bury, erase_rows, find_records, quarantined_with
+from lake.index import FOLDER as INDEX_FOLDER
 from lake.members import lists_with
 from lake.snapshots import MEMBERS, find_snapshot, materialise
 from lake.table import Lake
@@ -27,7 +28,6 @@ from tasks.sweeping import Marks, Trace, clear, traces
 
 BEGUN, ERASED = "erasure begun", "record erased"
 HOLDER = "serin forget"
-INDEX_FOLDER = "duplicates"
 EVENTS_AT_ONCE = 1000
 
 

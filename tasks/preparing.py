@@ -10,6 +10,7 @@ from core.errors import InputError
 from core.settings import Settings
 from lake.config import IngestConfig
 from lake.evaluation import evaluation_set
+from lake.index import FOLDER as INDEX_FOLDER
 from lake.progress import telling
 from lake.replay import earlier_rows
 from lake.snapshots import create_snapshot, flagged_versions, read_manifest
@@ -58,7 +59,7 @@ class Evaluation:
 def open_lake() -> Lake:
     """Open the lake that the settings name."""
     settings = Settings.read()
-    return Lake(settings.lake_uri, index_folder=settings.folder("duplicates"))
+    return Lake(settings.lake_uri, index_folder=settings.folder(INDEX_FOLDER))
 
 
 def earlier_training(snapshot: SnapshotRef, rows_max: int) -> list[Record]:
