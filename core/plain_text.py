@@ -3,6 +3,7 @@
 Shared by what trains a text classifier and what scores with it; knows neither.
 """
 
+import re
 import unicodedata
 from functools import cache
 
@@ -12,6 +13,8 @@ HAN_FIRST = 0x2E80
 """From here on scripts are East Asian: look-alikes of Latin letters there are words of their own"""
 DROPPED = {"Cf", "Mn", "Me", "Cc", "Co", "Cn", "Cs"}
 SPACES = {"Zs", "Zl", "Zp"}
+HAN = re.compile("[\u4e00-\u9fff\u3400-\u4dbf]")
+"""A Chinese character: CJK ideographs and extension A."""
 ASCII_TABLE = {code: " " if chr(code) in "\t\n\v\f\r" else None for code in [*range(32), 127]}
 
 
@@ -40,19 +43,17 @@ def plain_text(text: str) -> str:
 
 def shorten_repeats(text: str, kept: int) -> str:
     """Return `text` with every run of one character longer than `kept` cut to `kept`."""
-    made: list[str] = []
-    last, run = "", 0
-    for character in text:
-        run = run + 1 if character == last else 1
-        last = character
-        if run <= kept:
-            made.append(character)
-    return "".join(made)
+    return _runs(kept).sub(lambda found: found[1] * kept, text)
+
+
+@cache
+def _runs(kept: int) -> re.Pattern[str]:
+    return re.compile(rf"(.)\1{{{kept},}}", re.DOTALL)
 
 
 def is_han(character: str) -> bool:
     """Return whether a character is a Chinese one (CJK ideographs and extension A)."""
-    return "\u4e00" <= character <= "\u9fff" or "\u3400" <= character <= "\u4dbf"
+    return HAN.match(character) is not None
 
 
 def _fold(character: str) -> str:

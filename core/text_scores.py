@@ -5,7 +5,8 @@ what was measured is what is shipped. Knows no policy.
 """
 
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 from core.digests import digest_file
 from core.errors import IntegrityError
-from core.ngrams import ngram_buckets
-from core.plain_text import is_han, plain_text, shorten_repeats
+from core.ngrams import Distinct, all_buckets
+from core.plain_text import HAN, plain_text, shorten_repeats
 
 CARD_NAME = "toxicity.json"
 WEIGHTS_NAME = "toxicity.safetensors"
@@ -28,6 +29,8 @@ REPEATS_KEPT = 3
 LATIN_LETTERS_MIN = 3
 LATIN_LETTERS_BESIDE_HAN_MIN = 12
 """A few Latin letters in a Chinese text are a name, not an English text."""
+NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
+_own = threading.local()
 
 
 class ScriptShape(msgspec.Struct, frozen=True):
@@ -59,12 +62,15 @@ class ScriptWeights:
     shape: ScriptShape
     weights: NDArray[np.float32]
 
-    def log_odds(self, text: str) -> float:
-        """Return the log-odds of the positive class for a text already in plain form."""
-        found = ngram_buckets(text, self.shape.lengths, self.shape.buckets)
-        if not len(found):
-            return self.shape.bias
-        return float(self.weights[found].sum()) / math.sqrt(len(found)) + self.shape.bias
+    def log_odds(self, texts: Sequence[str]) -> list[float]:
+        """Return the log-odds of the positive class for each text, already in plain form."""
+        distinct = _distinct(self.shape.buckets)
+        odds = []
+        for buckets in all_buckets(texts, self.shape.lengths, self.shape.buckets):
+            found = distinct(buckets)
+            total = float(self.weights[found].sum(dtype=np.float64))
+            odds.append(total / math.sqrt(max(1, len(found))) + self.shape.bias)
+        return odds
 
 
 class TextScores:
@@ -75,20 +81,30 @@ class TextScores:
 
     def score(self, text: str) -> float:
         """Return the highest score of any window of `text`; 0 for a script without a model."""
-        plain = scored_form(text)
-        return max((self._window(part) for part in windows(plain)), default=0.0)
+        parts = windows(scored_form(text))
+        if text.isascii():
+            return self._highest("en", [part for part in parts if _latin(part)])
+        han = [part for part in parts if HAN.search(part)]
+        latin = [HAN.sub(" ", part) for part in han if _latin(part, LATIN_LETTERS_BESIDE_HAN_MIN)]
+        latin += [part for part in parts if part not in han and _latin(part)]
+        return max(self._highest("zh", han), self._highest("en", latin))
 
-    def _window(self, text: str) -> float:
-        scores = [0.0]
-        han = sum(map(is_han, text)) if not text.isascii() else 0
-        if han and (model := self._scripts.get("zh")):
-            scores.append(sigmoid(model.log_odds(text)))
-        latin = sum(character.isascii() and character.isalpha() for character in text)
-        enough = LATIN_LETTERS_BESIDE_HAN_MIN if han else LATIN_LETTERS_MIN
-        if latin >= enough and (model := self._scripts.get("en")):
-            kept = "".join(" " if is_han(item) else item for item in text) if han else text
-            scores.append(sigmoid(model.log_odds(kept)))
-        return max(scores)
+    def _highest(self, script: str, parts: Sequence[str]) -> float:
+        model = self._scripts.get(script)
+        return sigmoid(max(model.log_odds(parts))) if model and parts else 0.0
+
+
+def _latin(text: str, least: int = LATIN_LETTERS_MIN) -> bool:
+    """Whether a text has enough Latin letters to be an English one."""
+    return len(text.encode("ascii", "ignore").translate(None, NO_LETTERS)) >= least
+
+
+def _distinct(buckets: int) -> Distinct:
+    """Return this thread's working memory."""
+    kept: dict[int, Distinct] = _own.__dict__.setdefault("distinct", {})
+    if buckets not in kept:
+        kept[buckets] = Distinct(buckets)
+    return kept[buckets]
 
 
 def scored_form(text: str) -> str:

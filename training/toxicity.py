@@ -173,7 +173,7 @@ def fit_and_place(data: Data, script: str) -> ScriptWeights:
 def log_odds(model: ScriptWeights, text: str) -> float:
     """Return the highest log-odds of a text's windows."""
     parts = windows(scored_form(text)) or [""]
-    return max(model.log_odds(part) for part in parts)
+    return max(model.log_odds(parts))
 
 
 def measure(model: ScriptWeights, texts: Texts) -> dict[str, float | int]:

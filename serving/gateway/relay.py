@@ -3,10 +3,12 @@
 Knows neither arms nor retries; says whether the answer was whole.
 """
 
+import asyncio
+
 import aiohttp
 
 from serving.gateway.reply import Header, Refusal, Reply
-from serving.gateway.upstream import READING, AttemptFailed
+from serving.gateway.upstream import READ_ERRORS, AttemptFailed, read_failure
 
 EVENTS = "text/event-stream"
 EVENT_BYTES_MAX = 1 << 20
@@ -39,16 +41,22 @@ async def read_start(answer: aiohttp.ClientResponse, size: int) -> tuple[bytes, 
 
     A stream's first chunk; of other answers up to `size` bytes. Raises AttemptFailed.
     """
-    with READING:
-        if is_event_stream(answer):
-            return await answer.content.readany(), False
-        parts, length = [], 0
-        while chunk := await answer.content.readany():
-            parts.append(chunk)
-            length += len(chunk)
-            if length > size:
-                return b"".join(parts), False
+    if is_event_stream(answer):
+        return await _read(answer), False
+    parts, length = [], 0
+    while chunk := await _read(answer):
+        parts.append(chunk)
+        length += len(chunk)
+        if length > size:
+            return b"".join(parts), False
     return b"".join(parts), True
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await answer.content.readany()
+    except READ_ERRORS as error:
+        raise read_failure(error) from error
 
 
 async def relay(answer: aiohttp.ClientResponse, start: bytes, reply: Reply) -> bool:
@@ -61,12 +69,15 @@ async def relay(answer: aiohttp.ClientResponse, start: bytes, reply: Reply) -> b
     await reply.start(answer.status, answer_headers(answer))
     try:
         if reply.is_event_stream:
-            return await _relay_events(answer, start, reply)
+            silence = _Silence(answer)
+            try:
+                return await _relay_events(answer, start, reply, silence)
+            finally:
+                silence.stop()
         chunk = start
         while chunk:
             await reply.write(chunk)
-            with READING:
-                chunk = await answer.content.readany()
+            chunk = await _read(answer)
         await reply.end()
         return True
     except AttemptFailed:
@@ -75,10 +86,43 @@ async def relay(answer: aiohttp.ClientResponse, start: bytes, reply: Reply) -> b
         raise
 
 
-async def _relay_events(answer: aiohttp.ClientResponse, start: bytes, reply: Reply) -> bool:
+class _Silence:
+    """Ends a stream that says nothing for the session's `sock_read` seconds.
+
+    One timer for all of a stream's chunks; aiohttp's own is a new one for each.
+    """
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        protocol = answer.connection.protocol if answer.connection is not None else None
+        seconds = None if protocol is None else protocol.read_timeout
+        self._loop = asyncio.get_running_loop()
+        self._content = answer.content
+        self._timer: asyncio.TimerHandle | None = None
+        self.heard = self._loop.time()
+        if protocol is not None and seconds:
+            protocol.read_timeout = None
+            self._timer = self._loop.call_later(seconds, self._look, seconds)
+
+    def _look(self, seconds: float) -> None:
+        left = self.heard + seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look, seconds)
+        else:
+            self._content.set_exception(TimeoutError(f"silent for {seconds:g} s"))
+
+    def stop(self) -> None:
+        """The stream is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+async def _relay_events(
+    answer: aiohttp.ClientResponse, start: bytes, reply: Reply, silence: _Silence
+) -> bool:
     """Pass whole events only, so that an error event can follow whatever was sent before."""
     chunk, rest = start, b""
     done = failed = False
+    read, now = answer.content.readany, asyncio.get_running_loop().time
     while chunk:
         events = rest + chunk if rest else chunk
         rest = b""
@@ -93,8 +137,11 @@ async def _relay_events(answer: aiohttp.ClientResponse, start: bytes, reply: Rep
             reply.events += events.count(b"\n\n")
             reply.held_back = reply.held_back or HELD_BACK in events
             await reply.write(events)
-        with READING:
-            chunk = await answer.content.readany()
+        silence.heard = now()
+        try:
+            chunk = await read()
+        except READ_ERRORS as error:
+            raise read_failure(error) from error
     await reply.end(rest)
     return done and not failed
 

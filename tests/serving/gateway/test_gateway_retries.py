@@ -259,6 +259,21 @@ def test_a_server_silent_for_too_long_is_given_up(world: World) -> None:
     assert world.metric("serin_gateway_retries_total", reason="silent") == 1
 
 
+@pytest.mark.parametrize("gap, whole", [(30.0, False), (0.2, True)])
+def test_a_stream_may_take_long_but_not_be_silent_for_long(
+    world: World, stable: Predictor, gap: float, whole: bool
+) -> None:
+    world.start_gateway(silence_seconds_max=0.5)
+    world.route(stable)
+    stable.behave(chunks=5, gap=gap)
+    started = time.monotonic()
+    text = world.ask(stream=True).text
+    assert text.rstrip().endswith("data: [DONE]") is whole
+    assert ("answer_broken" in text) is not whole
+    assert time.monotonic() - started < 5
+    assert world.metric("serin_gateway_ejections_total", reason="silent") == (0 if whole else 1)
+
+
 def test_a_slow_but_answering_server_is_not_taken_for_hung(world: World, stable: Predictor) -> None:
     world.start_gateway(suspect_seconds=0.2, probe_seconds_max=0.2, hung_probes=2)
     world.route(stable)
