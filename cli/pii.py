@@ -16,10 +16,12 @@ import typer
 from core.errors import InputError, NotFoundError
 from core.settings import Settings
 from privacy.pii import TYPES, PiiConfig, Scanner, Span
+from privacy.token_labels import TokenLabels, TokenLabelsConfig
 
 ROWS_AT_ONCE = 2_000
 CSV_FIELD_CHARACTERS_MAX = 64 << 20
 TABLES = {".csv": ",", ".tsv": "\t"}
+MODEL_HELP = "folder of a token-classification model that finds more names and addresses"
 
 pii = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -37,10 +39,11 @@ def scan(
     ] = None,
     types: Annotated[str, typer.Option(help="only these entity types, comma-separated")] = "",
     score_min: Annotated[float, typer.Option(min=0, max=1, help="least certainty")] = 0.5,
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
     json_output: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Say where sensitive data stands, row by row: type, characters and certainty."""
-    scanner = _scanner(types, score_min)
+    scanner = _scanner(types, score_min, model)
     totals: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     for number, spans in enumerate(_scanned(scanner, read_texts(file, text_field)), 1):
@@ -63,10 +66,11 @@ def report(
         Path | None, typer.Argument(help="a file as for `scan`; without one, the lake")
     ] = None,
     text_field: Annotated[str | None, typer.Option(help="column or key of the text")] = None,
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
     json_output: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Count findings by type and rows with any: in a file, or in all that the lake stores."""
-    scanner = _scanner("", PiiConfig().score_min)
+    scanner = _scanner("", PiiConfig().score_min, model)
     if file is not None:
         parts = {file.name: _counted(scanner, read_texts(file, text_field))}
     else:
@@ -135,12 +139,13 @@ def _json_texts(stream: Iterable[str], text_field: str | None, name: str) -> Ite
         yield value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _scanner(types: str, score_min: float) -> Scanner:
+def _scanner(types: str, score_min: float, model: Path | None) -> Scanner:
     wanted = tuple(name.strip().upper() for name in types.split(",") if name.strip())
     unknown = sorted(set(wanted) - set(TYPES))
     if unknown:
         raise InputError(f"unknown types {', '.join(unknown)}; known are {', '.join(TYPES)}")
-    return Scanner(PiiConfig(types=wanted, score_min=score_min))
+    recognisers = [] if model is None else [TokenLabels(TokenLabelsConfig(folder=model))]
+    return Scanner(PiiConfig(types=wanted, score_min=score_min), recognisers)
 
 
 def _scanned(scanner: Scanner, texts: Iterable[str]) -> Iterator[list[Span]]:
@@ -172,7 +177,8 @@ def _lake_texts() -> dict[str, Iterator[str]]:
     from lake.table import Lake
 
     lake = Lake(Settings.read().lake_uri)
-    columns = {RECORDS: ("messages", "response", "record_id"), QUARANTINE: ("text",)}
+    stored = ("messages", "response", "record_id", "slice_name", "language", "source")
+    columns = {RECORDS: stored, QUARANTINE: ("text", "reason", "source")}
     return {name: _stored(lake.table(name), chosen) for name, chosen in columns.items()}
 
 

@@ -15,13 +15,12 @@ import msgspec
 from core.contracts import Message
 from core.digests import digest_bytes, digest_json
 from lake.config import FieldMapping
-from lake.sensitive import DROPPED, ReplacePersonal
+from lake.sensitive import CONTROL, DROPPED, ReplacePersonal
 
 SLICE_DEFAULT = "all"
 EPOCH_SECONDS_MIN, EPOCH_MILLISECONDS_MIN = 1e8, 1e11
 RECORD_ID_LENGTH = 32
 HASH_BYTES = 8
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 KANA = re.compile(r"[\u3040-\u30ff]")
 HANGUL = re.compile(r"[\uac00-\ud7af]")
@@ -97,7 +96,7 @@ def clean(rows: Sequence[ShapedRow], personal: ReplacePersonal) -> list[CleanRow
     turns = iter(personal([normalise(turn.content) for row in rows for turn in row.turns or ()]))
     responses = personal([normalise(row.checked["response"]) for row in rows])
     slices = _personal_once([normalise(row.checked["slice_name"]) for row in rows], personal)
-    languages = _personal_once([row.checked["language"] for row in rows], personal)
+    languages = _personal_once([normalise(row.checked["language"]) for row in rows], personal)
     record_ids = [normalise(row.checked["record_id"]) for row in rows]
     hidden = personal(record_ids)
     cleaned = []

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from privacy.operators import OperatorName
 from privacy.pii import TYPES
+from privacy.token_labels import TokenLabelsConfig
 
 
 class FieldMapping(BaseModel):
@@ -198,6 +199,11 @@ class SensitiveConfig(BaseModel):
         default=None,
         description="file, readable by its owner only, with the pseudonyms' key and the hash's "
         "salt; made when it is not there",
+    )
+    model: TokenLabelsConfig | None = Field(
+        default=None,
+        description="token-classification model in a local folder that finds more names and "
+        "addresses; costs far more time than everything else",
     )
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from lake.config import IngestConfig
 from lake.index import index_row
 from lake.readers import RawBlock, RawRow
 from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
-from lake.sensitive import replacement, scrub_many
+from lake.sensitive import plain_texts, replacement
 from lake.sketches import IndexRow, Sketches, sketch
 from lake.tokens import count_tokens
 from lake.tombstones import ERASED, Tombstones
@@ -208,8 +208,9 @@ def _index_row(row: CleanRow) -> IndexRow:
 def _refusals(refused: list[tuple[RawRow, str]], intake: Intake) -> pa.RecordBatch:
     # Scrubbed whole and cut afterwards: a cut e-mail address would no longer be recognised.
     silent = [reason == ERASED or _is_erased(raw, intake) for raw, reason in refused]
-    texts = scrub_many(
-        ["" if erased else _text(raw) for (raw, _), erased in zip(refused, silent, strict=True)]
+    texts = plain_texts(
+        ["" if erased else _text(raw) for (raw, _), erased in zip(refused, silent, strict=True)],
+        intake.config,
     )
     return quarantine_rows(
         intake,
@@ -259,7 +260,7 @@ def taken_rows(rows: pa.RecordBatch, intake: Intake) -> pa.RecordBatch:
         offsets=rows.column("offset"),
         lengths=rows.column("length"),
         reasons=[TAKEN_ID] * rows.num_rows,
-        texts=[msgspec.json.encode(row).decode() for row in told],
+        texts=plain_texts([msgspec.json.encode(row).decode() for row in told], intake.config),
         digests=[""] * rows.num_rows,
     )
 

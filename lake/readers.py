@@ -15,7 +15,10 @@ from lake.streams import COMPRESSIONS, LineBlock, digest_of, line_blocks, pieces
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 SURROGATES = range(0xDC80, 0xDD00)
 """Where Python's `surrogateescape` puts the bytes that are not UTF-8."""
+WIDE_NULS_SHARE_MIN = 1 / 8
+"""With more NULs among its bytes a row is UTF-16 or UTF-32, even where it decodes as UTF-8."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+NOT_UTF_8 = "the row is not UTF-8"
 
 
 class RawRow(msgspec.Struct):
@@ -135,8 +138,14 @@ def _undecoded(line: LineBlock, data: bytes, reason: str) -> RawRow:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        text, reason = "", "the row is not UTF-8"
+        text, reason = "", NOT_UTF_8
+    if _is_wide(text):
+        text, reason = "", NOT_UTF_8
     return RawRow(line.offset, line.length, None, reason, text, digest_of(data))
+
+
+def _is_wide(text: str) -> bool:
+    return text.count("\0") > WIDE_NULS_SHARE_MIN * len(text)
 
 
 class _OversizedError(Exception):
@@ -206,9 +215,10 @@ def _csv_rows(lines: Iterator[LineBlock], length_max: int) -> Iterator[tuple[Raw
 def _csv_row(feed: _CsvLines, header: list[str], cells: list[str], delimiter: str) -> RawRow:
     length = feed.end - feed.start
     text = delimiter.join(cells)
-    if not text.isascii() and any(ord(character) in SURROGATES for character in text):
+    undecoded = not text.isascii() and any(ord(character) in SURROGATES for character in text)
+    if undecoded or _is_wide(text):
         digest = digest_of(text.encode(errors="surrogateescape"))
-        return RawRow(feed.start, length, None, "the row is not UTF-8", digest=digest)
+        return RawRow(feed.start, length, None, NOT_UTF_8, digest=digest)
     if len(cells) != len(header):
         reason = f"the row has {len(cells)} columns, the header {len(header)}"
         return RawRow(feed.start, length, None, reason, text, digest_of(text.encode()))

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.pii import pii
-from core.errors import InputError, NotFoundError
+from core.errors import ConfigurationError, InputError, NotFoundError
+from tests.token_model import make_token_model
 
 LINE = "call +1 202-555-0143 or jo@example.com"
 SPANS = [
@@ -20,7 +21,7 @@ SPANS = [
 def run(*arguments: str) -> str:
     result = CliRunner().invoke(pii, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def scan(path: Path, *arguments: str) -> dict[str, Any]:
@@ -82,6 +83,22 @@ def test_wrong_files_fields_and_types_are_named(tmp_path: Path) -> None:
         run("scan", str(table), "--types", "SHOE_SIZE", "--text-field", "a")
     with pytest.raises(NotFoundError):
         run("scan", str(tmp_path / "none.txt"))
+
+
+def test_a_model_finds_more_names(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("zorblax quint lives in mossgard\n")
+    model = make_token_model(tmp_path / "model")
+    assert scan(path)["totals"] == {}
+    found = scan(path, "--model", str(model))
+    assert found["totals"] == {"LOCATION": 1, "PERSON": 1}
+    assert [(span["start"], span["end"]) for span in found["rows"][0]["spans"]] == [
+        (0, 13),
+        (23, 31),
+    ]
+    assert "1 with findings" in run("report", str(path), "--model", str(model))
+    with pytest.raises(ConfigurationError, match="holds no model"):
+        run("scan", str(path), "--model", str(tmp_path))
 
 
 def test_the_lake_is_reported_by_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,27 @@ import pytest
 from cli.stack_file import read_stack
 from cli.verification import decision_problems
 from core.contracts import ReleaseState
+from lake.snapshots import find_snapshot, load_held_out, load_rows
+from lake.table import Lake
 from observability.load import LoadConfig, LoadGenerator
+from registry.connection import Connection
 from rollout.ledger import Ledger
+from tests.file_search import leaks
+from tests.planted_values import (
+    CARRIERS,
+    PLANTED_ID,
+    VALUES,
+    broken_lines,
+    good_rows,
+    refused_rows,
+)
 from tests.running_stack import Stack, serin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FLOW_SECONDS_MAX = 280
+EVALUATION = "evaluation.jsonl"
+SAID: list[str] = []
+"""What the flows' processes printed and logged."""
 PARAMETERS: dict[str, Any] = {
     "base": {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 1, "epochs": 3, "threads": 1},
     "train": {"epochs": 1, "threads": 1, "replay_share": 0.2},
@@ -61,6 +76,7 @@ def start_flow(stack: Stack, name: str, parameters: dict[str, Any]) -> "subproce
 def final_state(running: "subprocess.Popen[str]") -> dict[str, Any]:
     """Wait for a flow's process; return the flow's final state."""
     output, errors = running.communicate(timeout=FLOW_SECONDS_MAX)
+    SAID.extend((output, errors))
     lines = [line for line in output.splitlines() if line.startswith("STATE ")]
     assert lines, output[-2000:] + errors[-6000:]
     found: dict[str, Any] = json.loads(lines[-1].removeprefix("STATE "))
@@ -74,6 +90,7 @@ def run_flow(stack: Stack, name: str, parameters: dict[str, Any]) -> dict[str, A
 def day_parameters(data: Path, day: str) -> dict[str, Any]:
     mapping = {"prompt": "text", "response": "intent", "slice_name": "domain"}
     ingest = {"data": str(data), "mapping": mapping, "rows_min": 50}
+    ingest["evaluation"] = {"uri": str(data.parent / EVALUATION)}
     return {**PARAMETERS, "ingest": ingest, "day": day}
 
 
@@ -83,12 +100,24 @@ def retrain(stack: Stack, data: Path, day: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three small days cut from the sample."""
-    folder = tmp_path_factory.mktemp("days")
+    """Three small days cut from the sample; the first one is full of personal values."""
+    folder = tmp_path_factory.mktemp("data") / "days"
+    folder.mkdir()
     for day, rows in ((1, 400), (2, 200), (3, 200)):
-        lines = (ROOT / f"samples/days/day-{day}.jsonl").read_text().splitlines()[:rows]
-        (folder / f"day-{day}.jsonl").write_text("\n".join(lines) + "\n")
+        lines = (ROOT / f"samples/days/day-{day}.jsonl").read_bytes().splitlines()[:rows]
+        if day == 1:
+            like = json.loads(lines[0])
+            planted = [as_line(row) for row in (*good_rows(like), *refused_rows())]
+            lines += [*planted, *broken_lines()]
+            # Rows that stand nowhere else: the candidate is judged on them, and keeps them.
+            judged = [{**row, "text": f"again {row['text']}"} for row in good_rows(like)]
+            (folder.parent / EVALUATION).write_bytes(b"\n".join(map(as_line, judged)))
+        (folder / f"day-{day}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return folder
+
+
+def as_line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode()
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +150,47 @@ def test_the_first_day_serves_and_says_what_it_is(stack: Stack, served: dict[str
     assert answer.json()["model"] == "assistant:1"
     assert answer.headers["x-serin-model-version"] == "1"
     result = served["data"]
-    assert (result["rows_in"], result["verdict"]) == (400, "pass")
+    planted = 2 * len(CARRIERS) + len(refused_rows()) + len(broken_lines())
+    assert (result["rows_in"], result["verdict"]) == (400 + planted, "pass")
     assert Path(result["folder"], "report.md").read_text().startswith("# day-1: Promoted")
+
+
+@pytest.mark.timeout(900)
+def test_no_file_of_the_home_holds_a_personal_value_of_the_data(
+    stack: Stack, served: dict[str, Any], data: Path
+) -> None:
+    lake = Lake(stack.settings.lake_uri)
+    refused = lake.quarantined(day="day-1", limit=1000)
+    assert len(refused) == len(refused_rows()) + len(broken_lines())
+    assert sum("[EMAIL]" in row["text"] for row in refused) >= 8
+    assert sum(row["text"] == "" for row in refused) >= 4 * len(CARRIERS)
+    snapshot = find_snapshot(stack.home / "snapshots", registered_snapshot(stack))
+    rows = [*load_rows(snapshot), *load_held_out(snapshot)]
+    stored = [row for row in rows if row.record_id.startswith(PLANTED_ID)]
+    assert len(stored) == len(CARRIERS)
+    assert any("[EMAIL]" in row.prompt for row in stored)
+    judged = json.loads(Path(served["data"]["folder"], "evaluation.json").read_text())
+    assert any("[EMAIL]" in str(row) and "again" in str(row) for row in judged)
+
+    (stack.home / "said.txt").write_text("\n".join(SAID))
+    assert {Path(leak.path).parts[0] for leak in leaks(stack.home, [like_a_planted_text()])} >= {
+        "lake", "snapshots", "reports",
+    }  # fmt: skip
+    assert leaks(stack.home, VALUES) == []
+
+
+def like_a_planted_text() -> str:
+    """A piece of a planted row that is no personal value: it must be found where its row is."""
+    return "number 3 of the ids"
+
+
+def registered_snapshot(stack: Stack) -> str:
+    """Return the snapshot that the registry's first version was trained on."""
+    client = Connection(stack.settings.mlflow_url).client()
+    version = client.get_model_version("assistant", "1")
+    found = [value for name, value in version.tags.items() if name.endswith("snapshot_id")]
+    assert len(found) == 1, version.tags
+    return str(found[0])
 
 
 @pytest.mark.timeout(900)

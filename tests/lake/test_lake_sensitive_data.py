@@ -1,60 +1,95 @@
 """Originals never reach the lake: every file that an ingestion writes is searched."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from lake_rows import make_rows, plain_check, to_lines
+from lake_rows import MAPPING, Row, make_rows, plain_check, to_lines
 
+from lake.config import ScaleConfig
+from lake.sensitive import unescaped
 from lake.sources import IngestConfig, list_days
-from lake.table import Lake
-
-SECRETS = (
-    "jo.doe@example.com", "138-0013-8000", "4111 1111 1111 1111", "DE89370400440532013000",
-    "219-09-9999", "11010519491231002X", "AKIAIOSFODNN7EXAMPLE", "s3cr3tPassw0rd",
-    "ghp_abcdefghijklmnopqrstuvwxyz0123456789", "00:1A:2b:3c:4d:5e", "203.0.113.77",
-    "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa", "粤B12345", "Jane O'Neill",
-)  # fmt: skip
-CARRIERS = (
-    "jo.doe@example.com", "call 138-0013-8000", "card\n4111 1111 1111 1111", "DE893704004405"
-                                                                             "32013000",
-    "219-09-9999", "身份证11010519491231002X", "AKIAIOSFODNN7EXAMPLE",
-    "postgres://app:s3cr3tPassw0rd@db/x", "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
-    "00:1A:2b:3c:4d:5e", "203.0.113.77", "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa", "粤B12345",
-    "my name is Jane O'Neill.",
-)  # fmt: skip
+from lake.table import IngestReport, Lake
+from tests.file_search import leaks
+from tests.planted_values import CARRIERS, VALUES, broken_lines, good_rows, refused_rows
 
 
-def written(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the text of each file; Parquet is compressed, so its values are read."""
-    for path in folder.rglob("*"):
-        if path.suffix == ".parquet":
-            table = pq.read_table(path, partitioning=None)
-            yield path, "\n".join(str(column.to_pylist()) for column in table.columns)
-        if path.is_file():
-            yield path, path.read_bytes().decode("utf-8", "replace")
-
-
-def test_originals_are_in_no_file_that_an_ingestion_writes(
-    lake: Lake, data: Path, config: IngestConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    rows = make_rows(10)
-    for index, carrier in enumerate(CARRIERS):
-        fields = {"id": f"p{index}", "domain": f"d {carrier}", "language": carrier}
+def planted_rows() -> list[Row]:
+    rows = [*make_rows(10), *good_rows(make_rows(1, 50)[0])]
+    for index, carrier in enumerate(CARRIERS.values()):
+        fields = {"id": f"p{index}", "domain": f"d {carrier}", "language": "\x01".join(carrier)}
         row = make_rows(1, **fields)[0]
         rows.append({**row, "text": f"{index} {carrier}", "intent": f"yes, {carrier}"})
-        rows.append({**row, "id": carrier, "text": f"again {index}"})
-        rows.append({**row, "id": f"q{index}", "text": 7, "note": {"deep": [carrier]}})
-    lines = to_lines(rows) + "".join(f'{{"text": "{c}\n' for c in CARRIERS).encode()
-    (data / "day-1.jsonl").write_bytes(lines + b"\xff\xfe " + "; ".join(CARRIERS).encode() + b"\n")
-    report = lake.ingest_day(list_days(config.data).days[0], config, plain_check)
-    assert report.kept == 10 + 2 * len(CARRIERS)
-    assert report.quarantined >= 2 * len(CARRIERS)
-    searched = [*written(tmp_path / "lake"), (Path("log"), caplog.text)]
-    assert sum(path.suffix == ".parquet" for path, _ in searched) >= 4
-    leaks = [(path.name, secret) for path, text in searched for secret in SECRETS if secret in text]
-    assert leaks == []
-    assert any("[EMAIL]" in text and "[API_KEY]" in text for _, text in searched)
+        rows.append({**row, "text": f"{index} {carrier}", "intent": f"no, {carrier}"})
+    return rows
+
+
+def ingested(lake: Lake, data: Path, content: bytes, **options: Any) -> IngestReport:
+    (data / "day-1.jsonl").write_bytes(content)
+    config = IngestConfig(data=str(data), mapping=MAPPING, rows_min=5, **options)
+    spread = None
+    if config.scale.spread:
+        spread = lambda step, orders: [step(order) for order in orders]  # noqa: E731
+    return lake.ingest_day(list_days(config.data).days[0], config, plain_check, spread=spread)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_originals_are_in_no_file_that_an_ingestion_writes(
+    lake: Lake, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, parts: int
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    lines = to_lines([*planted_rows(), *refused_rows()]) + b"\n".join(broken_lines())
+    report = ingested(lake, data, lines, scale=ScaleConfig(parts=parts))
+    assert report.kept == 10 + 3 * len(CARRIERS)
+    # The second answer to each text came under an id that was taken.
+    assert report.quarantined == len(CARRIERS) + len(refused_rows()) + len(broken_lines())
+    (tmp_path / "lake" / "log.txt").write_text(caplog.text)
+    assert leaks(tmp_path / "lake", VALUES) == []
+    assert {"[EMAIL]", "[API_KEY]", "[CN_ID_CARD]"} <= {
+        leak.text for leak in leaks(tmp_path / "lake", ["[EMAIL]", "[API_KEY]", "[CN_ID_CARD]"])
+    }
+
+
+def test_a_csv_file_in_utf_16_leaves_only_places(
+    lake: Lake, config: IngestConfig, data: Path, tmp_path: Path
+) -> None:
+    table = "text,intent,domain\n" + "".join(f"{carrier},a,d\n" for carrier in CARRIERS.values())
+    first = make_rows(3)
+    (data / "day-1.csv").write_text(
+        "id,text,intent,domain\n" + "".join(f"{r['id']},{r['text']},a,d\n" for r in first)
+    )
+    (data / "day-2.csv").write_bytes(table.encode("utf-16-le"))
+    for day in list_days(config.data).days:
+        lake.ingest_day(day, config, plain_check)
+    refused = lake.quarantined(day="day-2")
+    assert len(refused) >= len(CARRIERS)
+    assert {row["text"] for row in refused} == {""}
+    assert leaks(tmp_path / "lake", VALUES) == []
+
+
+def test_quarantined_texts_hold_kinds_where_the_records_keep_everything(
+    lake: Lake, data: Path
+) -> None:
+    rows = make_rows(2)
+    rows.append({**rows[1], "text": "write to jo.doe@example.com"})
+    assert ingested(lake, data, to_lines(rows), scrub=False).kept == 2
+    assert "[EMAIL]" in lake.quarantined()[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (r'{"a": "jo\u0040example.com"}', '{"a": "jo@example.com"}'),
+        (r"\u8eab\u4EFD\u8bc1 \ud83d\ude00 \ud83d", "身份证 😀 " + r"\ud83d"),
+        (r"a\u0000b\bc\fd\u007fe\u0001", "abcde"),
+        (r"kept \n \t \" \\ \u000a \u0022 \u005c", r"kept \n \t \" \\ \n \" \\"),
+        (r"no escape: \\u0040", r"no escape: \\u0040"),
+        ("a\0b\x1bc\x9fd\n\te", "abcd\n\te"),
+        ("\\u00", "\\u00"),
+        ("\\", "\\"),
+    ],
+)
+def test_letters_of_broken_json_are_written_out(text: str, shown: str) -> None:
+    assert unescaped(text) == shown
+    assert unescaped(shown) == shown

@@ -12,6 +12,8 @@ from lake.sensitive import replacement
 from lake.sources import list_days
 from lake.table import IngestReport, Lake
 from privacy.operators import OperatorName
+from privacy.token_labels import TokenLabelsConfig
+from tests.token_model import make_token_model
 
 MAIL, OTHER = "jo.doe@example.com", "ann@example.org"
 TEXT = f"write to {MAIL}"
@@ -99,3 +101,21 @@ def test_originals_are_not_stored_under_any_operator(
     assert MAIL not in str(records)
     mark = "[REDACTED]" if operator == "redact" else "[EMAIL_ADDRESS_"
     assert str(records).count(mark) >= 3
+
+
+def test_a_model_finds_names_in_records_and_in_refused_rows(
+    lake: Lake, data: Path, config: IngestConfig, tmp_path: Path
+) -> None:
+    text = "zorblax quint lives in mossgard"
+    rows = [*make_rows(3), make_rows(1, text=text, id="named")[0], {"id": "bad", "text": [text]}]
+    (data / "day-1.jsonl").write_bytes(to_lines(rows))
+    sensitive = SensitiveConfig(
+        model=TokenLabelsConfig(folder=make_token_model(tmp_path / "model")),
+        by_type={"LOCATION": "redact"},
+    )
+    chosen = config.model_copy(update={"sensitive": sensitive})
+    report = lake.ingest_day(list_days(config.data).days[0], chosen, plain_check)
+    assert (report.kept, report.quarantined) == (4, 1)
+    stored = {row["record_id"]: row["prompt"] for part in lake.rows([1]) for row in part}
+    assert stored["named"] == "[PERSON] lives in [REDACTED]"
+    assert "[PERSON] lives in [LOCATION]" in lake.quarantined()[0]["text"]
