@@ -7,8 +7,8 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from lake.preparation import (
     taken_rows,
     tokens_of,
 )
+from lake.progress import Progress, Watch
 from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile, day_blocks
 from lake.spreading import PartsRun, Spread
@@ -48,22 +49,6 @@ PARALLEL_BYTES_MIN = 32 << 20
 """Smaller files are taken in by one process: starting others takes longer."""
 SAMPLED_ROWS_MAX, SAMPLED_ROWS_HELD = 5000, 50_000
 LOG = logging.getLogger("serin.ingestion")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a file is in this run: rows and decoded bytes, and where its reader stands."""
-
-    source: str
-    rows_in: int = 0
-    duplicates: int = 0
-    quarantined: int = 0
-    decoded_bytes: int = 0
-    position: int = 0
-    size_bytes: int = 0
-
-
-Watch = Callable[[Progress], None]
 
 
 def take_in(
@@ -113,7 +98,7 @@ def take_in(
             first = not any(entry.kept for entry in whole)
             if spread is not None:
                 parts = PartsRun(tables, intake, state, settings, index, day_file, stamp, spread)
-                parts.take(first)
+                parts.take(first, watch)
                 evidence = parts.evidence()
             else:
                 run = _Run(tables, intake, state, settings, index, day_file, stamp)

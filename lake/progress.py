@@ -1,17 +1,38 @@
-"""How far a day is on its way in, told to people: a bar on a terminal, else a line now and then."""
+"""How far a day is on its way in, told to people: a bar on a terminal, else a line now and then.
+
+Knows figures; how they come about, ingestion.py and spreading.py know.
+"""
 
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
-
-from lake.ingestion import Progress, Watch
 
 LINE_SECONDS = 10.0
 MEGABYTE = 1_000_000
 LOG = logging.getLogger("serin.ingestion")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a file is in this run: rows and decoded bytes, and where its reader stands.
+
+    By parts `position` is the share of the work that is done, in bytes of the file.
+    """
+
+    source: str
+    rows_in: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    decoded_bytes: int = 0
+    position: int = 0
+    size_bytes: int = 0
+
+
+Watch = Callable[[Progress], None]
 
 
 def told(progress: Progress, seconds: float) -> str:

@@ -7,7 +7,7 @@ the outcome depends neither on the number of parts nor on the order in which the
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ from lake.parts import (
     prepare_part,
     write_part,
 )
+from lake.parts_progress import PartsProgress
 from lake.preparation import Intake
+from lake.progress import Watch
 from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile
 from lake.tables import Tables
@@ -47,7 +49,7 @@ SCRATCH = ".parts"
 LOOK_ROWS = 100_000
 """Rows that are looked up in the index at once."""
 SAMPLED_ROWS_MAX = 5000
-Spread = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
+Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """spread(step, orders): do step(order) for each order, somewhere; results in the orders' order."""
 
 
@@ -70,9 +72,11 @@ class PartsRun:
         self._spread = spread
         self._batch = batch_name(intake.file_digest, state.attempt, 0)
         self._evidence = IntakeEvidence((), ())
+        self._progress = PartsProgress(day_file.name, day_file.size_bytes, None)
 
-    def take(self, fields_required: bool) -> None:
+    def take(self, fields_required: bool, watch: Watch | None = None) -> None:
         """Take the whole file in. What an interrupted run left in the scratch folder is redone."""
+        self._progress = PartsProgress(self._day_file.name, self._day_file.size_bytes, watch)
         folder = self._folder()
         # In the lake's own scratch folder nothing else is alive: the caller holds the lake's lock.
         own = not self._intake.config.scale.scratch
@@ -83,6 +87,10 @@ class PartsRun:
             verdicts = self._match(folder, prepared)
             looks = self._look(folder, prepared, verdicts)
             _refuse_taken_ids(folder, prepared, verdicts)
+            self._progress.add(
+                duplicates=int(np.isin(verdicts, (IS_EXACT, IS_NEAR)).sum()),
+                quarantined=int((verdicts == IS_TAKEN).sum()),
+            )
             self._write(folder, prepared, verdicts, looks)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +113,12 @@ class PartsRun:
             )
             for part in parts
         ]
-        return self._spread(prepare_part, orders)
+        prepared: list[PreparedPart] = []
+        done = self._spread(prepare_part, orders)
+        for part in self._progress.following("prepare", done, len(orders)):
+            self._progress.add(part.rows_in, 0, part.refused, part.size_bytes)
+            prepared.append(part)
+        return prepared
 
     def _match(self, folder: Path, prepared: Sequence[PreparedPart]) -> Array:
         """Return the verdict on each record, within the file alone."""
@@ -113,7 +126,9 @@ class PartsRun:
         records = tuple(part.records for part in prepared)
         buckets = len(prepared)
         orders = [Matching(bucket, buckets, records, folder, least) for bucket in range(buckets)]
-        return judge_matches(sum(records), self._spread(match_bucket, orders))
+        done = self._spread(match_bucket, orders)
+        matches = [*self._progress.following("match", done, buckets)]
+        return judge_matches(sum(records), matches)
 
     def _look(self, folder: Path, prepared: Sequence[PreparedPart], verdicts: Array) -> int:
         """Look what is left up in the index, in the file's order; return the number of looks."""
@@ -132,6 +147,9 @@ class PartsRun:
             told = self._index.look(look_name(self._batch, looks), joined(sketches))
             verdicts[rows] = [VERDICTS.index(verdict) for verdict in told]
             looks += 1
+            self._progress.tell("look", len(rows) / len(left))
+        if not looks:
+            self._progress.tell("look", 1.0)
         return looks
 
     def _write(
@@ -142,22 +160,21 @@ class PartsRun:
         addresses = {name: tables.address(name) for name in (RECORDS, QUARANTINE)}
         records = np.cumsum([0, *(part.records for part in prepared)])
         rows = np.cumsum([0, *(part.rows_in for part in prepared)])
-        written = self._spread(
-            write_part,
-            [
-                Writing(
-                    part,
-                    intake,
-                    self._batch,
-                    folder,
-                    addresses,
-                    tables.storage_options,
-                    verdicts[records[place] : records[place + 1]],
-                    int(rows[place]),
-                )
-                for place, part in enumerate(prepared)
-            ],
-        )
+        orders = [
+            Writing(
+                part,
+                intake,
+                self._batch,
+                folder,
+                addresses,
+                tables.storage_options,
+                verdicts[records[place] : records[place + 1]],
+                int(rows[place]),
+            )
+            for place, part in enumerate(prepared)
+        ]
+        done = self._spread(write_part, orders)
+        written = [*self._progress.following("write", done, len(orders))]
         if self._day_file.stamp() != self._stamp:
             raise InputError(f"{self._day_file.url} changed while it was read; run again")
         entry = BatchEntry(

@@ -13,9 +13,10 @@ import msgspec
 import pyarrow.dataset as ds
 
 from core.contracts import IntakeEvidence, Message, Record
-from lake.ingestion import Watch, take_in
+from lake.ingestion import take_in
 from lake.log import VersionEntry, file_states
 from lake.preparation import CheckRows, DescribeRows
+from lake.progress import Watch
 from lake.schema import ERASURES, QUARANTINE, RECORDS
 from lake.sources import DayFile, IngestConfig
 from lake.spreading import Spread

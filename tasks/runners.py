@@ -29,7 +29,7 @@ def spreading(config: ScaleConfig) -> Iterator[Spread | None]:
         return
     with _runner(config) as runner:
 
-        def spread(step: Callable[[Any], Any], orders: Sequence[Any]) -> list[Any]:
+        def spread(step: Callable[[Any], Any], orders: Sequence[Any]) -> Iterator[Any]:
             work = task(
                 name=step.__name__,
                 retries=RETRIES,
@@ -38,7 +38,7 @@ def spreading(config: ScaleConfig) -> Iterator[Spread | None]:
                 persist_result=False,
             )(step)
             futures = [runner.submit(work, {"order": order}) for order in orders]
-            return [future.result() for future in futures]
+            return (future.result() for future in futures)
 
         yield spread
 
