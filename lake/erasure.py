@@ -40,6 +40,17 @@ class FoundRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class QuarantineSearch:
+    """Which quarantined rows (file digest, row number) hold the records' texts.
+
+    True for one version of the table; None: there was no table.
+    """
+
+    version: int | None
+    rows: frozenset[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class ErasedRows:
     """What was taken out: rows of records, quarantined texts, and data files removed for good."""
 
@@ -59,18 +70,27 @@ def find_records(lake: Lake, record_ids: Collection[str]) -> list[FoundRecord]:
     return [_found(row) for batch in batches for row in batch.to_pylist()]
 
 
-def quarantined_with(lake: Lake, found: Iterable[FoundRecord]) -> list[dict[str, Any]]:
-    """Return the quarantined rows whose text names one of the records or repeats its texts."""
+def quarantined_with(
+    lake: Lake, found: Iterable[FoundRecord], before: QuarantineSearch | None = None
+) -> QuarantineSearch:
+    """Find the quarantined rows whose text names one of the records or repeats its texts.
+
+    Every text is read; where the table is still the one of the search `before`, that one counts.
+    """
     table = lake.table(QUARANTINE)
+    version = None if table is None else table.version()
+    if before is not None and before.version == version:
+        return before
     marks = {mark for record in found for mark in _marks(record)}
     if table is None or not marks:
-        return []
-    return [
-        {"file_digest": row["file_digest"], "row": row["row"], "day": row["day"]}
-        for batch in table.to_pyarrow_dataset().to_batches()
+        return QuarantineSearch(version, frozenset())
+    rows = (
+        row
+        for batch in table.to_pyarrow_dataset().to_batches(columns=["file_digest", "row", "text"])
         for row in batch.to_pylist()
-        if any(mark in row["text"] for mark in marks)
-    ]
+    )
+    hits = [row for row in rows if any(mark in row["text"] for mark in marks)]
+    return QuarantineSearch(version, frozenset((row["file_digest"], row["row"]) for row in hits))
 
 
 def bury(
@@ -87,14 +107,20 @@ def bury(
 
 
 def erase_rows(
-    lake: Lake, record_ids: Collection[str], found: Sequence[FoundRecord], batch: str, at: int
+    lake: Lake,
+    record_ids: Collection[str],
+    found: Sequence[FoundRecord],
+    batch: str,
+    at: int,
+    before: QuarantineSearch | None = None,
 ) -> ErasedRows:
     """Take records out of the tables, by writing the data files that hold them anew.
 
-    May be repeated. Old data files go at once; earlier states of the tables cannot be read then.
+    May be repeated. `before` is what a plan found in quarantine. Old data files go at once; earlier
+    states of the tables cannot be read then.
     """
     with lake.one_writer():
-        refused = {(row["file_digest"], row["row"]) for row in quarantined_with(lake, found)}
+        refused = quarantined_with(lake, found, before).rows
         gone = frozenset(record_ids)
 
         def kept(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -134,14 +160,15 @@ def _rewrite(
     """
     table = lake.table(name)
     assert table is not None
-    for fragment in table.to_pyarrow_dataset().get_fragments():
+    dataset = table.to_pyarrow_dataset()
+    for fragment in dataset.get_fragments():
         if not fragment.count_rows(filter=condition):
             continue
         day = ds.get_partition_keys(fragment.partition_expression)[PARTITION]
         files = lake.part_files(
             name, day, f"{batch[:16]}-{digest_bytes(fragment.path.encode())[:16]}"
         )
-        for rows in fragment.to_batches():
+        for rows in fragment.to_batches(schema=dataset.schema):
             files.write(change(rows))
         old = fragment.filesystem.get_file_info(fragment.path).size
         commit_files(

@@ -16,7 +16,15 @@ from core.errors import SerinError
 from core.settings import Settings
 from lake.config import DuplicatesConfig
 from lake.duplicates import DuplicateIndex
-from lake.erasure import ErasedRows, FoundRecord, bury, erase_rows, find_records, quarantined_with
+from lake.erasure import (
+    ErasedRows,
+    FoundRecord,
+    QuarantineSearch,
+    bury,
+    erase_rows,
+    find_records,
+    quarantined_with,
+)
 from lake.index import FOLDER as INDEX_FOLDER
 from lake.members import lists_with
 from lake.snapshots import MEMBERS, find_snapshot, materialise
@@ -38,7 +46,7 @@ class ErasurePlan:
     record_ids: tuple[str, ...]
     found: tuple[FoundRecord, ...]
     unknown: tuple[str, ...]
-    quarantined: int
+    refused: QuarantineSearch
     snapshots: tuple[str, ...]
     trained_on: tuple[str, ...]
     descends_from: tuple[str, ...]
@@ -48,6 +56,11 @@ class ErasurePlan:
     def name(self) -> str:
         """The name of this erasure: the same records, the same name."""
         return digest_json(sorted(self.record_ids))
+
+    @property
+    def quarantined(self) -> int:
+        """How many quarantined rows hold the records' texts."""
+        return len(self.refused.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,7 @@ def plan_erasure(record_ids: Iterable[str]) -> ErasurePlan:
         record_ids=wanted,
         found=tuple(found),
         unknown=tuple(record_id for record_id in wanted if record_id not in known),
-        quarantined=len(quarantined_with(lake, found)),
+        refused=quarantined_with(lake, found),
         snapshots=tuple(snapshots),
         trained_on=tuple(versions),
         descends_from=descendants(notes, versions),
@@ -100,7 +113,7 @@ def erase(plan: ErasurePlan) -> Erasure:
     for trace in plan.traces:
         clear(trace, marks)
     _forget_contents(settings.home / INDEX_FOLDER, plan.found)
-    rows = erase_rows(lake, plan.record_ids, plan.found, plan.name, now)
+    rows = erase_rows(lake, plan.record_ids, plan.found, plan.name, now, plan.refused)
     tombstones = {}
     for name in plan.snapshots:
         if (folder / name).is_dir():  # else only its list is left

@@ -2,7 +2,9 @@
 
 import json
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow.parquet as pq
@@ -14,7 +16,8 @@ from core.backup_place import BackupPlace
 from core.contracts import Candidate, Message, Record, SnapshotRef
 from core.digests import digest_json
 from core.settings import Settings
-from lake.config import FieldMapping, IngestConfig
+from lake.config import FieldMapping, IngestConfig, ScaleConfig
+from lake.erasure import quarantined_with
 from lake.snapshots import (
     create_snapshot,
     find_snapshot,
@@ -40,6 +43,11 @@ CONFIG = IngestConfig(
     rows_min=1,
 )
 RUN = CliRunner()
+
+
+def in_order(step: Callable[[Any], Any], orders: Sequence[Any]) -> list[Any]:
+    """Do a day's parts here, one after the other."""
+    return [step(order) for order in orders]
 
 
 def line(number: int, text: str) -> str:
@@ -193,8 +201,9 @@ def test_an_erased_record_is_nowhere_in_the_home_and_everything_else_stays(
     ledger.close()
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 def test_it_does_not_come_in_again_and_the_next_snapshot_is_without_it(
-    home: Path, lake: Lake, snapshot: SnapshotRef, tmp_path: Path
+    home: Path, lake: Lake, snapshot: SnapshotRef, tmp_path: Path, parts: int
 ) -> None:
     erase(plan_erasure([TARGET]))
     again = write_day(tmp_path / "again", "day-2")
@@ -202,7 +211,10 @@ def test_it_does_not_come_in_again_and_the_next_snapshot_is_without_it(
     wrong = json.dumps({"id": TARGET, "text": SECRET, "answer": 5, "domain": "d"}) + "\n"
     same = line(90, SECRET).replace("answer number 90", "answer number 7")
     again.write_text("".join([changed, wrong, same, *(line(n, f"new {n}") for n in range(50, 80))]))
-    report = lake.ingest_day(list_days(str(again)).days[0], CONFIG, check_rows)
+    config = CONFIG.model_copy(update={"scale": ScaleConfig(parts=parts)})
+    report = lake.ingest_day(
+        list_days(str(again)).days[0], config, check_rows, spread=in_order if parts > 1 else None
+    )
     assert report.rows_in == report.kept + report.duplicates + report.quarantined
     assert holders(home, SECRET) == []
     refused = [row["reason"] for row in lake.quarantined(day="day-2")]
@@ -227,6 +239,20 @@ def test_an_erasure_that_was_interrupted_is_finished_by_the_next_call(
     erase(plan_erasure([TARGET]))
     assert holders(home, SECRET) == []
     assert materialised(snapshot).tombstones == (TARGET,)
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_the_quarantine_is_searched_again_only_when_it_changed_since_the_plan(
+    home: Path, lake: Lake, snapshot: SnapshotRef, tmp_path: Path, more: bool
+) -> None:
+    plan = plan_erasure([TARGET])
+    if more:
+        late = write_day(tmp_path / "late", "day-2", first=100)
+        late.write_text(late.read_text() + json.dumps({"id": "late", "text": SECRET}) + "\n")
+        lake.ingest_day(list_days(str(late)).days[0], CONFIG, check_rows)
+    assert quarantined_with(lake, plan.found, plan.refused) is plan.refused or more
+    assert erase(plan).rows.quarantined == plan.quarantined + more == 1 + more
+    assert holders(home, SECRET) == []
 
 
 def test_other_records_of_the_same_text_form_are_left_alone(
