@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from core.errors import SerinError
+from core.errors import InputError, SerinError
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def ingest(
     id_field: Annotated[str | None, typer.Option(help="column of the record id")] = None,
     processes: Annotated[int, typer.Option(min=1, help="processes for large files")] = 2,
     tokenizer: Annotated[str, typer.Option(help="count tokens with this tokenizer.json")] = "",
+    store_tokens: Annotated[bool, typer.Option(help="store the rows' token ids as well")] = False,
     report: Annotated[
         Path | None, typer.Option(help="folder for the record contract's report")
     ] = None,
@@ -42,7 +43,15 @@ def ingest(
     mapping = FieldMapping(
         prompt=prompt_field, response=response_field, slice_name=slice_field, id=id_field
     )
-    config = IngestConfig(data=data, mapping=mapping, processes=processes, tokenizer=tokenizer)
+    if store_tokens and not tokenizer:
+        raise InputError("--store-tokens needs --tokenizer")
+    config = IngestConfig(
+        data=data,
+        mapping=mapping,
+        processes=processes,
+        tokenizer=tokenizer,
+        tokens_stored=store_tokens,
+    )
     lake, flagged = _lake(), flagged_versions(Settings.read().folder("snapshots"))
     evidence: list[IntakeEvidence] = []
     for day_file in list_days(data).days:

@@ -258,6 +258,10 @@ class IngestConfig(BaseModel):
         description="count tokens with this tokenizer.json (or its folder); `base`: with stable's, "
         "once there is one; empty: not at all",
     )
+    tokens_stored: bool = Field(
+        default=False,
+        description="also store each row's token ids; needs a tokenizer",
+    )
     batch_rows: int = Field(default=5000, ge=1, description="most rows prepared at once")
     batch_bytes_max: int = Field(
         default=4 << 20, ge=1 << 16, description="most bytes of raw rows prepared at once"
@@ -273,3 +277,14 @@ class IngestConfig(BaseModel):
     processes: int = Field(
         default=1, ge=1, le=256, description="processes that prepare the rows of a large file"
     )
+
+    @property
+    def stores_tokens(self) -> bool:
+        """Whether token ids are stored; not where `base` has no tokenizer yet."""
+        return self.tokens_stored and bool(self.tokenizer)
+
+    @model_validator(mode="after")
+    def _stored_tokens_have_a_tokenizer(self) -> Self:
+        if self.tokens_stored and not self.tokenizer:
+            raise ValueError("token ids need a tokenizer: name one as tokenizer")
+        return self

@@ -32,6 +32,7 @@ from lake.preparation import (
     Intake,
     PreparedBlock,
     after_rows,
+    stored_tokenizer,
     taken_rows,
     tokens_of,
 )
@@ -71,6 +72,8 @@ def take_in(
     with tables.one_writer():
         stamp, file_digest = day_file.stamp(), day_file.digest()
         tables.create()
+        if config.stores_tokens:
+            tables.store_tokens()
         states = file_states(tables.history())
         state = states.get(file_digest, FileState())
         if state.whole:
@@ -118,8 +121,10 @@ def settings_digest(config: IngestConfig) -> str:
     }  # fmt: skip
     settings = config.model_dump(mode="json", include=names)
     # Parts are files of their own: a half that came in by so many cannot go on by others.
-    parts = config.scale.parts if config.scale.spread else 0
-    return digest_json({**settings, "parts": parts})
+    settings["parts"] = config.scale.parts if config.scale.spread else 0
+    if tokenizer := stored_tokenizer(config):
+        settings["tokenizer"] = tokenizer
+    return digest_json(settings)
 
 
 def _resumable(
@@ -319,6 +324,7 @@ class _Run:
             settings=self._settings,
             judged_at=intake.judged_at,
             intake=intake.kept_settings(),
+            tokenizer=stored_tokenizer(intake.config),
         )
         metadata = {METADATA_KEY: msgspec.json.encode(entry).decode()}
         if batch.refused.rows:

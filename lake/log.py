@@ -19,8 +19,8 @@ class BatchEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `blocks` raw blocks of the file went into it and `looks` parts into the duplicate index; `near`
     of the duplicates are near ones; `settings` is the digest of all that its rows depend on beside
-    the bytes, `intake` the part that a correction needs. Older lakes have only the first seven and
-    one commit a file.
+    the bytes, `intake` the part that a correction needs, `tokenizer` the digest of the tokenizer
+    whose ids are stored. Older lakes have only the first seven and one commit a file.
     """
 
     day: str
@@ -39,6 +39,7 @@ class BatchEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     settings: str = ""
     judged_at: float = 0
     intake: dict[str, Any] = {}
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class VersionEntry:
     near_duplicates: int = 0
     tokens: int = 0
     intake: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
 
 
 @dataclass(slots=True)
@@ -87,6 +89,7 @@ class FileState:
             near_duplicates=sum(batch.near for batch in self.batches),
             tokens=sum(batch.tokens for batch in self.batches),
             intake=last.intake,
+            tokenizer=last.tokenizer,
         )
 
 

@@ -29,7 +29,7 @@ from lake.preparation import (
     tokens_of,
 )
 from lake.readers import RawBlock, data_suffix, parquet_groups, read_blocks
-from lake.schema import QUARANTINE, QUARANTINE_SCHEMA, RECORDS, SCHEMAS
+from lake.schema import QUARANTINE, QUARANTINE_SCHEMA, RECORDS, written_schema
 from lake.sketches import Sketches
 from lake.sources import DayFile, locate
 from lake.streams import CHUNK_BYTES, line_blocks
@@ -231,7 +231,7 @@ def write_part(order: Writing) -> WrittenPart:
     files = {
         name: PartFiles(
             order.addresses[name],
-            SCHEMAS[name],
+            written_schema(name, intake.config.stores_tokens),
             intake.day,
             f"{order.batch}.p{prepared.number}",
             order.options,

@@ -21,10 +21,10 @@ from lake.cleaning import CleanRow, ShapedRow, clean, held_out, shape
 from lake.config import IngestConfig
 from lake.index import index_row
 from lake.readers import RawBlock, RawRow
-from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA
+from lake.schema import QUARANTINE_SCHEMA, RECORDS_SCHEMA, TOKEN_IDS
 from lake.sensitive import plain_texts, replacement
 from lake.sketches import IndexRow, Sketches, sketch
-from lake.tokens import count_tokens
+from lake.tokens import token_ids, tokenizer_digest
 from lake.tombstones import ERASED, Tombstones
 
 CheckRows = Callable[[list[dict[str, Any]], float], list[Rejection]]
@@ -36,9 +36,9 @@ TAKEN_ID = "the record id stands in this file for another content"
 SAMPLED_ROWS_PER_BLOCK = 50
 NAMES_SHOWN_MAX = 12
 PLACED_SCHEMA = pa.schema(
-    [*RECORDS_SCHEMA, *((name, pa.int64()) for name in ("offset", "length", "tokens"))]
+    [*RECORDS_SCHEMA, *((name, pa.int64()) for name in ("offset", "length", "tokens")), TOKEN_IDS]
 )
-"""Rows that may still be refused: also their place in the file, and how many tokens they have."""
+"""Rows that may still be refused: also their place in the file, and what tokens they have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +170,15 @@ def tokens_of(rows: pa.RecordBatch) -> int:
     return int(pc.sum(rows.column("tokens")).as_py() or 0)
 
 
+def stored_tokenizer(config: IngestConfig) -> str:
+    """Return the digest of the tokenizer whose ids are stored; "" where none are."""
+    return tokenizer_digest(config.tokenizer) if config.stores_tokens else ""
+
+
 def _records(kept: list[tuple[RawRow, CleanRow]], intake: Intake) -> pa.RecordBatch:
     encode = msgspec.json.encode
     share = intake.config.held_out_share
+    ids = _token_ids([row for _, row in kept], intake.config.tokenizer)
     columns: dict[str, Any] = {
         "record_id": [row.record_id for _, row in kept],
         "day": pa.repeat(intake.day, len(kept)),
@@ -189,16 +195,17 @@ def _records(kept: list[tuple[RawRow, CleanRow]], intake: Intake) -> pa.RecordBa
         "file_digest": pa.repeat(intake.file_digest, len(kept)),
         "offset": [raw.offset for raw, _ in kept],
         "length": [raw.length for raw, _ in kept],
-        "tokens": _tokens([row for _, row in kept], intake.config.tokenizer),
+        "tokens": [len(row) for row in ids],
+        "token_ids": ids if intake.config.stores_tokens else pa.nulls(len(kept), TOKEN_IDS.type),
     }
     return pa.RecordBatch.from_pydict(columns, schema=PLACED_SCHEMA)
 
 
-def _tokens(rows: Sequence[CleanRow], tokenizer: str) -> list[int]:
+def _token_ids(rows: Sequence[CleanRow], tokenizer: str) -> Sequence[Sequence[int]]:
     if not tokenizer:
-        return [0] * len(rows)
+        return [()] * len(rows)
     texts = ["\n".join([*(turn.content for turn in row.messages), row.response]) for row in rows]
-    return count_tokens(texts, tokenizer)
+    return token_ids(texts, tokenizer)
 
 
 def _index_row(row: CleanRow) -> IndexRow:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Field
 
 from core.errors import IntegrityError, RefusedError
 
@@ -38,6 +38,8 @@ RECORDS_SCHEMA = pa.schema(
         ("file_digest", pa.string()),
     ]
 )
+TOKEN_IDS = pa.field("token_ids", pa.list_(pa.field("element", pa.int32())))
+"""A column that `records` gets with the first day whose tokens are stored; null in other rows."""
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("day", pa.string()),
@@ -89,6 +91,23 @@ def create_table(address: str, name: str, options: Mapping[str, str] | None) -> 
         configuration={"delta.logRetentionDuration": LOG_RETENTION},
         storage_options=dict(options) if options else None,
     )
+
+
+def written_schema(name: str, tokens_stored: bool = False) -> pa.Schema:
+    """Return the columns that are written into a table; `records` may have token ids beside."""
+    schema = SCHEMAS[name]
+    return schema.append(TOKEN_IDS) if tokens_stored and name == RECORDS else schema
+
+
+def add_token_ids(table: DeltaTable) -> None:
+    """Add the column of token ids to `records` where it is missing; older rows have nulls there."""
+    if not has_token_ids(table):
+        table.alter.add_columns(Field.from_arrow(TOKEN_IDS))
+
+
+def has_token_ids(table: DeltaTable) -> bool:
+    """Whether `records` has the column of token ids."""
+    return any(field.name == TOKEN_IDS.name for field in table.schema().fields)
 
 
 def schema_version(table: DeltaTable) -> int:

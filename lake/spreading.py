@@ -39,7 +39,7 @@ from lake.parts import (
     write_part,
 )
 from lake.parts_progress import PartsProgress
-from lake.preparation import Intake
+from lake.preparation import Intake, stored_tokenizer
 from lake.progress import Watch
 from lake.schema import QUARANTINE, RECORDS
 from lake.sources import DayFile
@@ -191,6 +191,7 @@ class PartsRun:
             settings=self._settings,
             judged_at=intake.judged_at,
             intake=intake.kept_settings(),
+            tokenizer=stored_tokenizer(intake.config),
         )
         metadata = {METADATA_KEY: msgspec.json.encode(entry).decode()}
         for name in (QUARANTINE, RECORDS):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from core.contracts import IntakeEvidence, Message, Record
@@ -17,7 +18,14 @@ from lake.ingestion import take_in
 from lake.log import VersionEntry, file_states
 from lake.preparation import CheckRows, DescribeRows
 from lake.progress import Watch
-from lake.schema import ERASURES, QUARANTINE, RECORDS
+from lake.schema import (
+    ERASURES,
+    QUARANTINE,
+    RECORDS,
+    RECORDS_SCHEMA,
+    TOKEN_IDS,
+    has_token_ids,
+)
 from lake.sources import DayFile, IngestConfig
 from lake.spreading import Spread
 from lake.tables import Tables
@@ -142,10 +150,24 @@ class Lake(Tables):
             return
         if held_out is not None:
             condition &= ds.field("held_out") == held_out
-        scanner = table.to_pyarrow_dataset().scanner(filter=condition, batch_size=READ_BATCH_ROWS)
+        scanner = table.to_pyarrow_dataset().scanner(
+            RECORDS_SCHEMA.names, filter=condition, batch_size=READ_BATCH_ROWS
+        )
         for batch in scanner.to_batches():
             if batch.num_rows:
                 yield batch.to_pylist()
+
+    def stored_tokens(self, versions: Collection[int]) -> Iterator[pa.RecordBatch]:
+        """Yield record_id and token_ids of the versions' rows whose ids are stored, in batches.
+
+        A version's `tokenizer` is the digest of the tokenizer that its ids belong to.
+        """
+        table = self.table()
+        condition = _of_versions(self.versions(), versions)
+        if table is None or condition is None or not has_token_ids(table):
+            return
+        stored = condition & ds.field(TOKEN_IDS.name).is_valid()
+        yield from self.columns(["record_id", TOKEN_IDS.name], stored)
 
     def slice_names(self, versions: Collection[int]) -> set[str]:
         """Return the slices that rows of the given versions belong to."""

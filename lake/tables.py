@@ -14,7 +14,16 @@ from deltalake.exceptions import TableNotFoundError
 from core.errors import IntegrityError
 from lake.commits import PartFiles, WrittenFile, commit_files
 from lake.log import DISCARDED_KEY
-from lake.schema import PARTITION, QUARANTINE, RECORDS, SCHEMAS, create_table, require_current
+from lake.schema import (
+    PARTITION,
+    QUARANTINE,
+    RECORDS,
+    add_token_ids,
+    create_table,
+    has_token_ids,
+    require_current,
+    written_schema,
+)
 
 HISTORY_ENTRIES_MAX = 1_000_000
 
@@ -60,10 +69,15 @@ class Tables:
             )
         return found
 
+    def store_tokens(self) -> None:
+        """Give the records table its column of token ids, where that is missing."""
+        add_token_ids(DeltaTable(self.address(RECORDS), storage_options=self.storage_options))
+
     def part_files(self, name: str, day: str, batch: str) -> PartFiles:
         """Return new data files of a table, to be written and then committed."""
         table = DeltaTable(self.address(name), storage_options=self.storage_options)
-        return PartFiles(table.table_uri, SCHEMAS[name], day, batch, self.storage_options)
+        schema = written_schema(name, has_token_ids(table))
+        return PartFiles(table.table_uri, schema, day, batch, self.storage_options)
 
     def commit(self, name: str, files: PartFiles, metadata: Mapping[str, str], at: int) -> None:
         """Make a batch's files part of a table."""
