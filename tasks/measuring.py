@@ -37,11 +37,11 @@ STRIKES_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """What everybody tells; None, or missing in `predictors`, for who does not answer."""
+    """What everybody tells; None, or missing in `predictors` (by address), for who is silent."""
 
     gateway: Page | None
     control: Page | None
-    predictors: tuple[Page, ...]
+    predictors: Mapping[str, Page]
     predictors_asked: int
     service: Body | None
 
@@ -59,7 +59,9 @@ def read_pages(settings: Settings) -> Pages:
         return Pages(
             gateway=gateway.result(),
             control=control.result(),
-            predictors=tuple(page for page in found if page is not None),
+            predictors={
+                url: page for url, page in zip(urls, found, strict=True) if page is not None
+            },
             predictors_asked=len(urls),
             service=service.result(),
         )
@@ -73,9 +75,10 @@ def take_look(pages: Pages, service: str, now: float) -> Look:
     if pages.control is not None:
         exits = pages.control.total("serin_control_predictor_exits_total", service=service)
         counts["exits"] = exits or 0.0
-    unscanned = [page.total(name) for page in pages.predictors for name in UNCHECKED]
-    if known := [value for value in unscanned if value is not None]:
-        counts["unscanned_bytes"] = sum(known)
+    for url, page in pages.predictors.items():
+        unscanned = [page.total(name) for name in UNCHECKED]
+        if known := [value for value in unscanned if value is not None]:
+            counts[f"unscanned_bytes:{url}"] = sum(known)
     declared = gateway.total(GATEWAY + "declared_share", service=service) if gateway else None
     return Look(now, counts, declared, _wanted_share(pages.service))
 
@@ -120,6 +123,7 @@ def _gateway_counts(page: Page, service: str) -> dict[str, float]:
         "malformed": sum(
             page.total(GATEWAY + "refused_total", reason=reason) or 0.0 for reason in MALFORMED
         ),
+        "filtered": page.total(GATEWAY + "refused_total", reason="filtered") or 0.0,
     }
     for labels, value in page.series(GATEWAY + "draws_total", service=service):
         counts[f"draws:{labels['arm']}:{labels['revision']}"] = value
@@ -152,13 +156,13 @@ def _memory(config: HealthConfig, pages: Pages) -> Reading:
         return Reading(absent=True, why="no predictor serves here")
     gpu = [
         used / limit
-        for page in pages.predictors
+        for page in pages.predictors.values()
         for labels, used in page.series(PREDICTOR + "gpu_memory_bytes")
         if (limit := page.total(PREDICTOR + "gpu_memory_limit_bytes", gpu=labels["gpu"]))
     ]
     if gpu:
         return Reading(max(gpu), detail={"of": "GPU memory"})
-    found = [[page.total(name) for name in RESIDENT] for page in pages.predictors]
+    found = [[page.total(name) for name in RESIDENT] for page in pages.predictors.values()]
     known = [next(filter(None, values)) for values in found if any(values)]
     if not known:
         return Reading(why=f"none of {pages.predictors_asked} predictors tells")

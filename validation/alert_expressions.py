@@ -6,8 +6,8 @@ Knows names of metrics; a figure that no process exposes has no expression and n
 from collections.abc import Callable, Mapping
 
 GATEWAY = "serin_gateway_"
-MALFORMED = "invalid_body|body_too_slow|body_too_large|wrong_method"
-"""Reasons of refusals that a request's form is to blame for."""
+ILLEGAL = "invalid_body|body_too_slow|body_too_large|wrong_method|filtered"
+"""Reasons of refusals that a request's form is to blame for, or what its sender did before."""
 Expression = Callable[[str, str, int], str]
 """(service, span as Prometheus writes it, least requests) -> PromQL."""
 
@@ -38,11 +38,11 @@ def _illegal(service: str, span: str, least: int) -> str:
         return f"(sum(rate({GATEWAY}{series}[{span}])) or vector(0))"
 
     strange = rate('strikes_total{kind="failed_authentication"}')
-    malformed = rate(f'refused_total{{reason=~"{MALFORMED}"}}')
+    refused = rate(f'refused_total{{reason=~"{ILLEGAL}"}}')
     blocked = rate('strikes_total{kind="blocked"}')
     requests = rate(f'requests_total{{service="{service}"}}')
-    bad = f"({blocked} + {strange} + {malformed})"
-    return f"({bad} / ({requests} + {strange} + {malformed}) and {_enough(service, span, least)})"
+    bad = f"({blocked} + {strange} + {refused})"
+    return f"({bad} / ({requests} + {strange} + {refused}) and {_enough(service, span, least)})"
 
 
 def _quality(service: str, span: str, least: int) -> str:

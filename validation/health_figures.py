@@ -18,6 +18,9 @@ QUANTILE = 0.95
 DEVIATIONS = 4.0
 """Shares drawn at random stay within so many standard deviations but once in 16,000 looks."""
 BUCKETS_PER_WEEK = 28
+REFUSED_ILLEGAL = ("failed_authentication", "malformed", "filtered")
+"""Illegal requests that are no part of `requests`. Those that the request filter holds back are
+illegal too: else the filter, once on, would hide what it was turned on for."""
 COUNTED: tuple[Metric, ...] = (
     "request_rate", "latency_p95_seconds", "illegal_request_share", "predictor_exits",
     "unscanned_bytes", "routing_share_error",
@@ -27,8 +30,8 @@ COUNTED: tuple[Metric, ...] = (
 class Look(msgspec.Struct, frozen=True):
     """Monotone counters at one time, by name; what nobody told is not in it.
 
-    Names: requests, blocked, failed_authentication, malformed, exits, unscanned_bytes,
-    bucket:<index> of the latency, draws:<arm>:<revision>.
+    Names: requests, blocked, failed_authentication, malformed, filtered, exits, and by family
+    unscanned_bytes:<predictor>, bucket:<index> of the latency, draws:<arm>:<revision>.
     """
 
     time_seconds: float
@@ -62,11 +65,18 @@ class Increase:
         known = [value for value in values if value is not None]
         return sum(known) if len(known) == len(values) else None
 
+    def of_family(self, family: str) -> float | None:
+        """The sum over a family's names; None when none of them is known."""
+        known = [value for name, value in self.counts.items() if _family(name) == family]
+        return sum(known) if known else None
+
 
 def increase(looks: Sequence[Look], window_seconds: float) -> Increase | None:
     """Return what was counted over the last window; None before the second look.
 
-    It begins with the last look that is a window old, or with the first one there is.
+    It begins with the last look that is a window old, or with the first one there is. Who is
+    silent for a look is compared with what was told before; a name that is new in a family that
+    was told before began at 0.
     """
     if len(looks) < 2:
         return None
@@ -74,11 +84,14 @@ def increase(looks: Sequence[Look], window_seconds: float) -> Increase | None:
     old = [at for at, look in enumerate(looks[:-1]) if now - look.time_seconds >= window_seconds]
     first = old[-1] if old else 0
     grown: dict[str, float] = {}
-    for then, later in zip(looks[first:-1], looks[first + 1 :], strict=True):
+    told = dict(looks[first].counts)
+    for later in looks[first + 1 :]:
+        families = {_family(name) for name in told} - {""}
         for name, value in later.counts.items():
-            before = then.counts.get(name)
-            step = 0.0 if before is None else value - before if value >= before else value
+            before = told.get(name, 0.0 if _family(name) in families else value)
+            step = value - before if value >= before else value
             grown[name] = grown.get(name, 0.0) + step
+        told |= later.counts
     return Increase(now - looks[first].time_seconds, grown)
 
 
@@ -107,7 +120,7 @@ def _counted(metric: Metric, grown: Increase, look: Look, requests_min: int) -> 
         case "predictor_exits":
             return _plain(grown.of("exits"), "the control plane does not answer")
         case "unscanned_bytes":
-            return _plain(grown.of("unscanned_bytes"), "no predictor counts them")
+            return _plain(grown.of_family("unscanned_bytes"), "no predictor counts them")
     if requests is None:
         return Reading(why="the gateway does not answer")
     detail: dict[str, Figure] = {"requests": requests, "seconds": round(grown.seconds, 1)}
@@ -120,10 +133,8 @@ def _counted(metric: Metric, grown: Increase, look: Look, requests_min: int) -> 
             return Reading(_p95(grown), detail=detail)
         case "routing_share_error":
             return _share_error(grown, look, detail)
-    illegal = {
-        name: grown.of(name) or 0.0 for name in ("blocked", "failed_authentication", "malformed")
-    }
-    asked = requests + illegal["failed_authentication"] + illegal["malformed"]
+    illegal = {name: grown.of(name) or 0.0 for name in ("blocked", *REFUSED_ILLEGAL)}
+    asked = requests + sum(illegal[name] for name in REFUSED_ILLEGAL)
     value = sum(illegal.values()) / asked if asked >= requests_min else 0.0
     return Reading(value, detail={**detail, **illegal})
 
@@ -134,6 +145,11 @@ def _same_share(looks: Sequence[Look]) -> Sequence[Look]:
     while first and looks[first - 1].declared_share == looks[-1].declared_share:
         first -= 1
     return looks[first:]
+
+
+def _family(name: str) -> str:
+    """What stands before the first colon of a name; "" for a counter that stands alone."""
+    return name.partition(":")[0] if ":" in name else ""
 
 
 def _plain(value: float | None, why: str) -> Reading:

@@ -62,6 +62,12 @@ def test_refused_requests_count_among_those_asked() -> None:
     assert readings["illegal_request_share"].value == pytest.approx(0.5)
 
 
+def test_what_the_request_filter_holds_back_stays_illegal() -> None:
+    after = {"requests": 50.0, "failed_authentication": 0.0, "filtered": 50.0}
+    readings = counted_readings(HealthConfig(), looks(dict.fromkeys(after, 0.0), after))
+    assert readings["illegal_request_share"].value == pytest.approx(0.5)
+
+
 def test_who_does_not_answer_is_unknown() -> None:
     readings = counted_readings(HealthConfig(), looks({}, {}))
     assert {reading.value for reading in readings.values()} == {None}
@@ -132,3 +138,19 @@ def test_scores_are_kept_for_two_weeks_in_parts_of_a_week() -> None:
             found = with_score(found, Score("2", "feedback", bucket, 1, 0.5))
     assert len(found) <= 2 * BUCKETS_PER_WEEK + 2
     assert {score.count for score in found} == {3}
+
+
+def unscanned(*counts: dict[str, float]) -> float | None:
+    named = [{f"unscanned_bytes:{one}": n for one, n in found.items()} for found in counts]
+    return counted_readings(HealthConfig(), looks(*named))["unscanned_bytes"].value
+
+
+def test_a_predictor_that_leaves_or_is_silent_for_a_look_adds_no_unscanned_bytes() -> None:
+    assert unscanned({"a": 100, "b": 50}, {"a": 100, "b": 50}, {"b": 50}) == 0
+    assert unscanned({"a": 100, "b": 50}, {"b": 50}, {"a": 100, "b": 50}) == 0
+    assert unscanned({"a": 100, "b": 50}, {"b": 50}, {"a": 103, "b": 50}) == 3
+
+
+def test_a_new_predictors_unscanned_bytes_count_from_its_start() -> None:
+    assert unscanned({"a": 100}, {"a": 100, "b": 7}) == 7
+    assert unscanned({}, {"b": 7}, {"b": 7}) == 0
