@@ -5,12 +5,13 @@ Switched by a control file per revision; works only where SERIN_ALLOW_FAULTS=1 a
 
 import asyncio
 import logging
+import mmap
 import os
 import random
 import signal
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -74,15 +75,14 @@ class FaultyEngine:
         if faults.crash:
             log.error("killed by the fault switch %s", self._file)
             os.kill(os.getpid(), signal.SIGKILL)
-        held = b"\1" * faults.answer_bytes  # written to, so that it is resident
-        if faults.delay_seconds and self._random.random() < faults.delay_share:
-            await asyncio.sleep(faults.delay_seconds)
-        if faults.error_share and self._random.random() < faults.error_share:
-            raise UnavailableError("request failed by the fault switch")
-        async with aclosing(self._engine.generate(request)) as pieces:
-            async for piece in pieces:
-                yield piece
-        del held
+        with held_memory(faults.answer_bytes):
+            if faults.delay_seconds and self._random.random() < faults.delay_share:
+                await asyncio.sleep(faults.delay_seconds)
+            if faults.error_share and self._random.random() < faults.error_share:
+                raise UnavailableError("request failed by the fault switch")
+            async with aclosing(self._engine.generate(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     def load(self) -> EngineLoad:
         """Return the wrapped engine's load."""
@@ -98,6 +98,20 @@ class FaultyEngine:
             self._read_at_seconds = now
             self._faults = read_faults(self._file)
         return self._faults
+
+
+@contextmanager
+def held_memory(size: int) -> Iterator[None]:
+    """Hold so many bytes of resident memory; at the end the system has them back.
+
+    A mapping of its own: what an allocator frees may stay with the process.
+    """
+    if not size:
+        yield
+        return
+    with mmap.mmap(-1, size) as memory:
+        memory[:: mmap.PAGESIZE] = b"\1" * -(-size // mmap.PAGESIZE)  # resident once written to
+        yield
 
 
 def read_faults(file: Path) -> Faults:
