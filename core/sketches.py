@@ -22,8 +22,8 @@ CHANCE = (2 * 2 + 14) / 256
 """How often two different minima have one code: 4 bits, of which 0 says that the bin is empty."""
 WIDTH, WIDTH_ASIAN = 5, 3
 """A shingle: 5 letters, or 3 from a Chinese, Japanese or Korean one (each says more)."""
-CHUNK_ROWS = 64
-"""So many texts' arrays stay in a core's cache: twice as fast as 256."""
+CHUNK_ROWS = 32
+"""So many texts' arrays stay in a core's cache: up to three times as fast as 256."""
 EMPTY = np.uint32(0xFFFFFFFF)
 FACTOR, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 PLANE_LAST = 0xFFFF
@@ -91,7 +91,7 @@ def _sketch_few(texts: Sequence[str], width: int, width_asian: int) -> tuple[Arr
     """Return band keys, signatures and the bytes of letters of a few texts."""
     hashes, owners, sizes = _shingle_hashes(texts, width, width_asian)
     minima = np.full(len(texts) * BINS, EMPTY, dtype=np.uint32)
-    bins = owners * BINS + (hashes >> np.uint64(56)).astype(np.int64)
+    bins = owners + (hashes >> np.uint64(56)).view(np.int64)
     np.minimum.at(minima, bins, (hashes >> np.uint64(24)).astype(np.uint32))
     table = minima.reshape(len(texts), BINS)
     codes = np.maximum(table.astype(np.uint8) & 15, 1)
@@ -105,7 +105,7 @@ def _sketch_few(texts: Sequence[str], width: int, width_asian: int) -> tuple[Arr
 def _shingle_hashes(
     texts: Sequence[str], width: int, width_asian: int
 ) -> tuple[Array, Array, Array]:
-    """Return the hash of every shingle, the text that each belongs to, and the texts' sizes."""
+    """Return each shingle's hash, the first bin of the text that it is of, and the texts' sizes."""
     joined = "\0".join([*texts, ""])
     if joined.isascii():
         codes: Array = np.frombuffer(joined.encode().translate(LOWER, NO_LETTERS), dtype=np.uint8)
@@ -117,14 +117,14 @@ def _shingle_hashes(
     sizes = ends - starts
     count = len(codes)
     wide = np.concatenate([codes, np.zeros(width, dtype=codes.dtype)]).astype(np.uint64)
-    hashes = wide[:count].copy()
-    short = hashes
+    hashes = short = wide[:count]
     for shift in range(1, width):
-        if shift == width_asian:
-            short = hashes.copy()
-        hashes *= FACTOR
+        if shift == width_asian and codes.dtype != np.uint8:
+            short = hashes
+        kept = shift == 1 or hashes is short
+        hashes = np.multiply(hashes, FACTOR, out=None if kept else hashes)
         hashes += wide[shift : shift + count]
-    owners = np.repeat(np.arange(len(texts), dtype=np.int64), sizes + 1)
+    owners = np.repeat(np.arange(len(texts), dtype=np.int64) * BINS, sizes + 1)
     valid = _within(ends, width, count)
     if codes.dtype != np.uint8:
         if width_asian < width:

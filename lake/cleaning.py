@@ -21,10 +21,10 @@ SLICE_DEFAULT = "all"
 EPOCH_SECONDS_MIN, EPOCH_MILLISECONDS_MIN = 1e8, 1e11
 RECORD_ID_LENGTH = 32
 HASH_BYTES = 8
-CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+")
 KANA = re.compile(r"[\u3040-\u30ff]")
-HANGUL = re.compile(r"[\uac00-\ud7af]")
-CYRILLIC = re.compile(r"[\u0400-\u04ff]")
+HANGUL = re.compile(r"[\uac00-\ud7af]+")
+CYRILLIC = re.compile(r"[\u0400-\u04ff]+")
 
 
 class ShapedRow(msgspec.Struct, frozen=True):
@@ -150,14 +150,18 @@ def language_of(text: str) -> str:
     """Tell the language by the script: zh, ja, ko, ru, else en (any Latin script)."""
     if text.isascii():
         return "en"
-    counts = {"zh": len(CJK.findall(text))}
+    counts = {"zh": _count(CJK, text)}
     if counts["zh"] * 2 < len(text):
-        counts |= {"ko": len(HANGUL.findall(text)), "ru": len(CYRILLIC.findall(text))}
+        counts |= {"ko": _count(HANGUL, text), "ru": _count(CYRILLIC, text)}
     # A Chinese word says as much as several Latin letters, so a quarter of the text is enough.
     best = max(counts, key=lambda name: counts[name])
     if counts[best] * 4 < len(text):
         return "en"
     return "ja" if best == "zh" and KANA.search(text) else best
+
+
+def _count(runs: re.Pattern[str], text: str) -> int:
+    return sum(map(len, runs.findall(text)))
 
 
 def held_out(record_id: str, share: float) -> bool:

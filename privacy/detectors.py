@@ -44,6 +44,8 @@ class Detector:
     check: Check = field(default=lambda match: certain(match))
     before: int = 80
     after: int = 80
+    needs: "re.Pattern[str] | None" = None
+    """What every match contains: where it is not, the slower `pattern` is not tried."""
 
 
 def bounds(match: "re.Match[str]") -> tuple[int, int]:

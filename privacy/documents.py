@@ -244,5 +244,5 @@ DETECTORS = (
         8,
         64,
     ),
-    Detector("DATE_OF_BIRTH", BIRTH_HEADS, DATE, check_birth, 48, 64),
+    Detector("DATE_OF_BIRTH", BIRTH_HEADS, DATE, check_birth, 48, 64, re.compile("[0-9一二]")),
 )

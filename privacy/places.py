@@ -111,7 +111,13 @@ def check_chinese(match: "re.Match[str]") -> Found | None:
 
 DETECTORS = (
     Detector(
-        "LOCATION", tuple(rf"(?-i: {word}\b)" for word in STREETS), STREET, check_address, 80, 100
+        "LOCATION",
+        tuple(rf"(?-i: {word}\b)" for word in STREETS),
+        STREET,
+        check_address,
+        80,
+        100,
+        re.compile("[0-9]"),
     ),
     Detector(
         "LOCATION", (r"\b(flat|studio|apartment|unit) \d",), FLAT_STREET, check_address, 24, 120

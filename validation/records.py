@@ -109,8 +109,13 @@ def describe(rows: Sequence[dict[str, Any]], now_seconds: float) -> dict[str, li
         None if seconds is None else seconds - now_seconds for _, seconds in times
     ]
     texts = [[row.get(name) for name in CONTENT_FIELDS] for row in rows]
-    columns["nul"] = ["present" if any(map(_has_nul, pair)) else "absent" for pair in texts]
-    columns["undecoded_share"] = [max(map(_undecoded_share, pair)) for pair in texts]
+    whole = "".join([text for pair in texts for text in pair if isinstance(text, str)])
+    columns["nul"] = ["absent"] * len(rows)
+    if "\0" in whole:
+        columns["nul"] = ["present" if any(map(_has_nul, pair)) else "absent" for pair in texts]
+    columns["undecoded_share"] = [0.0] * len(rows)
+    if UNDECODED in whole:
+        columns["undecoded_share"] = [max(map(_undecoded_share, pair)) for pair in texts]
     columns["language"] = [str(row.get("language") or "") for row in rows]
     return columns
 
