@@ -23,6 +23,7 @@ QUIET: Mapping[str, str] = {
     "NNCF_CI": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
     # OpenVINO reports its mere import; the only switch it has is to run in an automated build.
     "TF_BUILD": "true",
 }

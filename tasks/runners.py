@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from prefect import task
+from prefect import Flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from core.errors import ConfigurationError
@@ -37,10 +38,30 @@ def spreading(config: ScaleConfig) -> Iterator[Spread | None]:
                 cache_policy=NO_CACHE,
                 persist_result=False,
             )(step)
-            futures = [runner.submit(work, {"order": order}) for order in orders]
+            with portable_flow():
+                futures = [runner.submit(work, {"order": order}) for order in orders]
             return (future.result() for future in futures)
 
         yield spread
+
+
+@contextmanager
+def portable_flow() -> Iterator[None]:
+    """Let submitted tasks carry a flow of the same name that every process can load.
+
+    A task carries its flow with it, and a deployment's flow was loaded from a file under a name
+    that means nothing to Dask's and Ray's workers.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow is None:
+        yield
+        return
+    with context.model_copy(update={"flow": Flow(_nothing, name=context.flow.name)}):
+        yield
+
+
+def _nothing() -> None:
+    """Stands for a flow's body, which no worker runs."""
 
 
 def _runner(config: ScaleConfig) -> TaskRunner[Any]:

@@ -3,17 +3,14 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.support.duplicate_texts import Writer
 from core.errors import ConfigurationError
 from lake.config import FieldMapping, IngestConfig, ScaleConfig
-from lake.snapshots import create_snapshot
-from lake.sources import list_days
-from lake.table import IngestReport, Lake
 from tasks.runners import spreading
-from validation.records import check_rows
 
 MAPPING = FieldMapping(prompt="text", response="intent")
 RUNNERS = ("local", "dask", "ray")
@@ -42,16 +39,6 @@ def config(tmp_path: Path) -> IngestConfig:
     return IngestConfig(data=str(data), mapping=MAPPING, rows_min=5)
 
 
-def take(folder: Path, config: IngestConfig, scale: ScaleConfig) -> tuple[IngestReport, str]:
-    lake = Lake(str(folder / "lake"))
-    scaled = config.model_copy(update={"scale": scale})
-    with spreading(scale) as spread:
-        report = lake.ingest_day(list_days(config.data).days[0], scaled, check_rows, spread=spread)
-    snapshot = create_snapshot(lake, None, (), folder / "snapshots", 5)
-    assert snapshot is not None
-    return report, snapshot.snapshot_id
-
-
 def test_one_local_part_is_not_spread() -> None:
     with spreading(ScaleConfig()) as spread:
         assert spread is None
@@ -66,6 +53,24 @@ def test_a_missing_runner_says_what_to_install() -> None:
         pass
 
 
+def test_tasks_carry_a_flow_that_any_process_can_load() -> None:
+    from prefect.context import FlowRunContext
+    from prefect.flows import load_flow_from_entrypoint
+
+    from tasks.runners import portable_flow
+
+    loaded = load_flow_from_entrypoint(f"{Path(__file__).parent}/spread_day.py:spread_day")
+    with FlowRunContext.model_construct(flow=loaded, flow_run=None) as around:
+        with portable_flow():
+            context = FlowRunContext.get()
+            assert context is not None
+            assert context.flow is not None
+            assert (context.flow.name, context.flow.fn.__module__) == (loaded.name, "tasks.runners")
+        assert FlowRunContext.get() is around
+    with portable_flow():
+        assert FlowRunContext.get() is None
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -74,12 +79,13 @@ def test_every_runner_comes_to_the_same_rows(
 ) -> None:
     if runner == "ray" and find_spec("ray") is None:
         pytest.skip("Ray is an extra: install serin[ray]")
-    from prefect import flow
+    from prefect.flows import load_flow_from_entrypoint
 
-    in_flow = flow(take, validate_parameters=False)
-    streamed, snapshot = in_flow(tmp_path / "streamed", config, ScaleConfig())
+    # A name that no worker could import: deployments' flows are loaded from files, too.
+    take: Any = load_flow_from_entrypoint(f"{Path(__file__).parent}/spread_day.py:spread_day")
+    streamed, snapshot = take(tmp_path / "streamed", config)
     scale = ScaleConfig.model_validate({"runner": runner, "parts": 4, "workers": 2})
-    spread, other = in_flow(tmp_path / "spread", config, scale)
+    spread, other = take(tmp_path / "spread", config.model_copy(update={"scale": scale}))
     assert (streamed.kept, streamed.duplicates) == (300, 50)
     assert (spread.kept, spread.duplicates, spread.near_duplicates) == (300, 50, 30)
     assert other == snapshot
