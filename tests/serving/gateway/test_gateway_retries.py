@@ -259,7 +259,7 @@ def test_a_server_silent_for_too_long_is_given_up(world: World) -> None:
     assert world.metric("serin_gateway_retries_total", reason="silent") == 1
 
 
-@pytest.mark.parametrize("gap, whole", [(30.0, False), (0.2, True)])
+@pytest.mark.parametrize(("gap", "whole"), [(30.0, False), (0.2, True)])
 def test_a_stream_may_take_long_but_not_be_silent_for_long(
     world: World, stable: Predictor, gap: float, whole: bool
 ) -> None:
