@@ -48,20 +48,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("policy")
 
 
+def predictor(bundle: Path, home: Path, folder: Path) -> PredictorProcess:
+    environment = {"SERIN_PREDICTOR_POLICY_FOLDER": str(folder)}
+    return PredictorProcess(bundle, home, "--threads", "1", **environment)
+
+
 @pytest.fixture(scope="module")
 def guarded(
     bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PredictorProcess]:
     write(folder, POLICY)
-    process = PredictorProcess(
-        bundle,
-        tmp_path_factory.mktemp("guarded"),
-        "--threads",
-        "1",
-        SERIN_PREDICTOR_POLICY_FOLDER=str(folder),
-    )
+    process = predictor(bundle, tmp_path_factory.mktemp("guarded"), folder)
     yield process.wait_ready()
     process.stop()
+
+
+@pytest.fixture
+def workers(
+    guarded: PredictorProcess, bundle: Path, folder: Path, tmp_path: Path
+) -> Iterator[list[PredictorProcess]]:
+    """Three predictors under one policy."""
+    homes = [tmp_path / name for name in ("second", "third")]
+    for home in homes:
+        home.mkdir()
+    more = [predictor(bundle, home, folder) for home in homes]
+    yield [guarded, *(process.wait_ready() for process in more)]
+    for process in more:
+        process.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -180,17 +193,17 @@ def test_a_filter_that_fails_closes_and_is_counted(guarded: PredictorProcess) ->
     assert "simplify its pattern" in guarded.log
 
 
-def test_a_changed_policy_is_in_force_within_a_second(
-    guarded: PredictorProcess, folder: Path
+def test_a_changed_policy_is_in_force_in_all_workers_within_a_second(
+    workers: list[PredictorProcess], folder: Path
 ) -> None:
-    client = guarded.http()
+    clients = [worker.http() for worker in workers]
     for number in range(3):
         digest = write(folder, {**POLICY, "name": f"change {number}"})
         began = time.monotonic()
-        until(lambda wanted=digest: policy_hash(guarded) == wanted)
+        until(lambda wanted=digest: all(policy_hash(worker) == wanted for worker in workers))
         assert time.monotonic() - began < 1.0
-        answer = client.post(CHAT, json=ask(max_tokens=2))
-        assert answer.headers["x-serin-policy"] == digest
+        answers = [client.post(CHAT, json=ask(max_tokens=2)) for client in clients]
+        assert [answer.headers["x-serin-policy"] for answer in answers] == 3 * [digest]
 
 
 @pytest.fixture
