@@ -135,7 +135,7 @@ class OpenVinoEngine:
         found: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": str(precision),
             # oneDNN keeps compiled kernels per shape too; twice cost 200 MB and saved no time.
-            "CPU_RUNTIME_CACHE_CAPACITY": 0,
+            "CPU_RUNTIME_CACHE_CAPACITY": int(__import__("os").environ.get("CRC", "0")),
         }
         if cache := settings.get("kv_cache_precision"):
             found["KV_CACHE_PRECISION"] = str(cache)
