@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from core.contracts import IntakeEvidence
@@ -282,19 +282,22 @@ class _Run:
         sketches = joined([block.sketches for block in batch.waiting])
         batch.waiting = []
         verdicts = self._index.look(look_name(batch.name, batch.looks), sketches)
-        new = rows.filter(pa.array([verdict == "new" for verdict in verdicts], pa.bool_()))
-        fresh = pa.array(self._ids.add(prefixes_of_texts(new.column("record_id").to_pylist())))
-        kept = new.filter(fresh)
+        new = np.array([verdict == "new" for verdict in verdicts], dtype=bool)
+        ids = rows.column("record_id").filter(pa.array(new)).to_pylist()
+        fresh = new.copy()
+        fresh[new] = self._ids.add(prefixes_of_texts(ids))
+        kept = rows.filter(pa.array(fresh))
         batch.records.write(kept)
         batch.tokens += tokens_of(kept)
-        taken = taken_rows(new.filter(pc.invert(fresh)), self._intake)
+        taken = taken_rows(rows.filter(pa.array(new & ~fresh)), self._intake)
         batch.refused.write(taken)
         batch.looks += 1
-        batch.duplicates += rows.num_rows - new.num_rows
+        duplicates = len(new) - int(new.sum())
+        batch.duplicates += duplicates
         batch.near += verdicts.count("near")
         self.progress = replace(
             self.progress,
-            duplicates=self.progress.duplicates + rows.num_rows - new.num_rows,
+            duplicates=self.progress.duplicates + duplicates,
             quarantined=self.progress.quarantined + taken.num_rows,
         )
 
