@@ -95,8 +95,8 @@ def clean(rows: Sequence[ShapedRow], personal: ReplacePersonal) -> list[CleanRow
     """
     turns = iter(personal([normalise(turn.content) for row in rows for turn in row.turns or ()]))
     responses = personal([normalise(row.checked["response"]) for row in rows])
-    slices = _personal_once([normalise(row.checked["slice_name"]) for row in rows], personal)
-    languages = _personal_once([normalise(row.checked["language"]) for row in rows], personal)
+    slices = _cleaned_once([row.checked["slice_name"] for row in rows], personal)
+    languages = _cleaned_once([row.checked["language"] for row in rows], personal)
     record_ids = [normalise(row.checked["record_id"]) for row in rows]
     hidden = personal(record_ids)
     cleaned = []
@@ -128,10 +128,11 @@ def content_digest(messages: Sequence[Message], response: str) -> str:
     return digest_bytes(msgspec.json.encode([texts, response]))
 
 
-def _personal_once(texts: Sequence[str], personal: ReplacePersonal) -> list[str]:
-    """Replace personal data in texts of which many are the same."""
+def _cleaned_once(texts: Sequence[str], personal: ReplacePersonal) -> list[str]:
+    """Normalise texts of which many are the same and replace their personal data."""
     distinct = list(dict.fromkeys(texts))
-    found = dict(zip(distinct, personal(distinct), strict=True))
+    replaced = personal([normalise(text) for text in distinct])
+    found = dict(zip(distinct, replaced, strict=True))
     return [found[text] for text in texts]
 
 
