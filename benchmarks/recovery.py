@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one loss only")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process is left behind
     report = run(1 if options.quick else REPEATS)
     if not options.quick:
         (RESULTS / "recovery.json").write_text(json.dumps(report, indent=1) + "\n")

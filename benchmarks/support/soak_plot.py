@@ -1,10 +1,11 @@
 """Draws the soak: memory and open files of each process over time, and when what was done to it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(report: dict[str, Any], series: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw memory above open files; a grey band for each change."""
     import matplotlib
 
@@ -12,7 +13,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (memory, files) = pyplot.subplots(2, 1, figsize=(10, 8), sharex=True)
-    for found in report["series"]:
+    for found in series:
         minutes = [second / 60 for second in found["seconds"]]
         memory.plot(minutes, found["pss_mib"], label=found["process"], linewidth=1)
         files.plot(minutes, found["open_files"], linewidth=1)

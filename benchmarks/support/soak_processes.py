@@ -20,6 +20,9 @@ SHARE_OF_WINDOW = 0.2
 """The first and the last this much of a process's time after its warm-up are compared."""
 MEASURED_SHARE_MIN = 0.3
 """Of the load's time after the warm-up: what lived shorter is listed, not judged."""
+UNJUDGED = frozenset(("prometheus",))
+"""Their memory grows by design: Prometheus keeps two hours and more of samples in memory before
+it writes them to disk. They are measured and shown."""
 SERIES_SAMPLES_MIN = 5
 """What was seen less often is no part of the series."""
 
@@ -105,6 +108,8 @@ def look(pid: int, at_seconds: float) -> Sample | None:
     except OSError:
         return None
     kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+    if "Pss" not in kib:
+        return None  # it has ended and is not waited for yet
     return Sample(at_seconds, kib["Pss"] / 1024, kib["Pss_Anon"] / 1024, files)
 
 
@@ -130,6 +135,7 @@ def growth(watched: Watched, warm_seconds: float) -> dict[str, Any] | None:
     first, last = warm[:window], warm[-window:]
     return {
         "process": watched.name,
+        "judged": watched.name not in UNJUDGED,
         "seconds": round(warm[-1].at_seconds - warm[0].at_seconds),
         "pss_mib": [_median([s.pss_mib for s in part]) for part in (first, last)],
         "pss_growth_percent": _percent([s.pss_mib for s in first], [s.pss_mib for s in last]),

@@ -44,6 +44,8 @@ HOLD = CanaryDecision("continue", "held under load", canary_requests=1000)
 PLAN = ReleasePlan(shares=(50, 100), step_seconds_min=0, step_requests_min=0)
 CHANGE_SECONDS_MAX = 240.0
 POLL_SECONDS = 0.5
+CACHE_GIGABYTES = 0.005
+"""Of keys and values in a predictor: answers of a minute fill it, and then it grows no more."""
 NEW_POLICY = ("threshold: 0.7", "threshold: 0.8")
 
 
@@ -140,7 +142,7 @@ class SoakStack:
     def degraded(self) -> bool:
         """What the gateway itself says of its mode."""
         lines = self.http.get(f"{self.settings.gateway_url}/metrics").text.splitlines()
-        return any("degraded" in line and line.endswith(" 1") for line in lines if line[0] != "#")
+        return "serin_gateway_degraded 1" in lines
 
     def ask(self) -> httpx.Response:
         """Send one request of our own."""
@@ -195,9 +197,10 @@ def soak_stack(home: Path) -> Iterator[SoakStack]:
 
 
 def edition(bundle: Path, folder: Path, number: int) -> Path:
-    """Copy the bundle under another digest, so that it is another version."""
+    """Copy the bundle under another digest, so that it is another version, with a small cache."""
     manifest = read_manifest(bundle)
-    changed = replace(manifest, settings={**manifest.settings, "edition": number})
+    settings = {**manifest.settings, "edition": number, "cache_gigabytes": CACHE_GIGABYTES}
+    changed = replace(manifest, settings=settings)
     draft = folder / f".edition-{number}"
     shutil.copytree(bundle, draft)
     write_manifest(draft, changed)

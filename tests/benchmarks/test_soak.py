@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from benchmarks.soak import KILL, Change, unexplained
+from benchmarks.soak import KILL, Change, goals, unexplained
 from benchmarks.support.soak_processes import Sample, Watched, growth, look
-from observability.tally import FailedRequest
+from observability.tally import FailedRequest, Tally
 
 
 def failed(*times: float) -> list[FailedRequest]:
@@ -16,9 +16,9 @@ def killed(in_flight: int, began: float = 100.0, ended: float = 110.0) -> Change
     return Change(KILL, 0.0, 10.0, began, ended, in_flight)
 
 
-def watched(memory: Sequence[float], files: Sequence[int]) -> Watched:
+def watched(memory: Sequence[float], files: Sequence[int], name: str = "gateway") -> Watched:
     pairs = enumerate(zip(memory, files, strict=True))
-    return Watched("gateway", [Sample(at, mib, mib / 2, count) for at, (mib, count) in pairs])
+    return Watched(name, [Sample(at, mib, mib / 2, count) for at, (mib, count) in pairs])
 
 
 def test_a_kill_explains_no_more_than_it_found_in_flight() -> None:
@@ -53,6 +53,18 @@ def test_files_of_a_moment_are_no_growth_and_files_that_stay_are() -> None:
 
 def test_a_process_that_never_was_warm_has_no_growth() -> None:
     assert growth(watched([1.0] * 5, [5] * 5), 60.0) is None
+
+
+def test_prometheus_is_shown_and_not_judged() -> None:
+    memory = {"gateway": 10.1, "prometheus": 20.0}
+    grew = [
+        growth(watched([10.0] * 10 + [last] * 10, [5] * 20, name), 0)
+        for name, last in memory.items()
+    ]
+    rows = [row for row in grew if row is not None]
+    assert [row["pss_growth_percent"] for row in rows] == [1.0, 100.0]
+    found = {goal["name"]: goal for goal in goals(Tally(10, 1).report(), [], rows, 0)}
+    assert found["largest growth of a process's memory (PSS) in percent"]["value"] == 1.0
 
 
 def test_a_look_at_this_process_sees_its_memory_and_files() -> None:
