@@ -25,7 +25,9 @@ ReleaseArgument = Annotated[str, typer.Argument(help="id of the release, see `se
 NameOption = Annotated[str, typer.Option("--as", help="your name, as the ledger records it")]
 NoteOption = Annotated[str, typer.Option(help="kept in the ledger with the decision")]
 
-approver = typer.Typer(no_args_is_help=True, help="Who may approve and reject releases.")
+approver = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Who may approve and reject releases."
+)
 
 
 def approve(release: ReleaseArgument, name: NameOption, note: NoteOption = "") -> None:

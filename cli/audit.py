@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 
-audit = typer.Typer(no_args_is_help=True, help="The record of every request and its answer.")
+audit = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="The record of every request and its answer."
+)
 
 
 @audit.command()

@@ -19,8 +19,12 @@ AddressArgument = Annotated[str, typer.Argument(help="IP address; of IPv6 its /6
 ReasonOption = Annotated[str, typer.Option(help="kept with it, for whoever looks later")]
 MINUTE_SECONDS = 60
 
-bans = typer.Typer(no_args_is_help=True, help="Client addresses that the gateway shuts out.")
-gateway = typer.Typer(no_args_is_help=True, help="How the gateway works for now.")
+bans = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Client addresses that the gateway shuts out."
+)
+gateway = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="How the gateway works for now."
+)
 
 
 class OnOff(StrEnum):

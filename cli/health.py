@@ -31,7 +31,11 @@ SPAN_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SIGNAL_EVENT = "serin.health.signal"
 COLOURS = {"ok": "green", "breached": "red", "acting": "red", "escalated": "red"}
 
-health = typer.Typer(invoke_without_command=True, help="How every row of the health matrix stands.")
+health = typer.Typer(
+    add_completion=False,
+    invoke_without_command=True,
+    help="How every row of the health matrix stands.",
+)
 
 
 class Said(StrEnum):
