@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import typer
+from tokenizers import Tokenizer, models
 from typer.testing import CliRunner
 
 from cli.data import ingest, quarantine
+from core.errors import InputError
 from core.settings import Settings
 from lake.sources import FieldMapping, IngestConfig, list_days
 from lake.table import Lake
@@ -64,6 +66,24 @@ def test_days_are_taken_in_with_a_report(ingested: Path) -> None:
     assert "day-1  2 rows: 1 kept, 0 duplicates, 1 quarantined  (known)" in result.output
     assert "day-2  2 rows: 1 kept, 0 duplicates, 1 quarantined\n" in result.output
     assert (ingested / "report" / "contract" / "index.html").is_file()
+
+
+def test_token_ids_are_stored_with_a_tokenizer_only(ingested: Path) -> None:
+    app = typer.Typer()
+    app.command()(ingest)
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    tokenizer.save(str(ingested / "tokenizer.json"))
+    day = ingested / "day-2.jsonl"
+    day.write_text(json.dumps({"id": "c", "q": "abba", "a": "b"}) + "\n")
+    arguments = [str(day), "--prompt-field", "q", "--response-field", "a", "--store-tokens"]
+    with pytest.raises(InputError, match="--tokenizer"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    named = [*arguments, "--tokenizer", str(ingested / "tokenizer.json")]
+    assert CliRunner().invoke(app, named, catch_exceptions=False).exit_code == 0
+    lake = Lake(Settings.read().lake_uri)
+    version = lake.versions()[-1].version
+    stored = [row for batch in lake.stored_tokens([version]) for row in batch.to_pylist()]
+    assert stored == [{"record_id": "c", "token_ids": [0, 1, 1, 0, 1]}]
 
 
 def test_an_empty_quarantine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
