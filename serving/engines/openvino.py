@@ -42,6 +42,8 @@ BLOCK_TOKENS = 32
 CACHE_BYTES = {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}
 CACHE_GIGABYTES = 1.0
 BATCHED_TOKENS_MAX = 512
+KERNELS_KEPT = 1000
+"""Kernels remembered by shape: while answers come and go, each step has another number of rows."""
 FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
 DEFAULT_INFERENCE_PRECISION = "f32"
 """Answers then agree with the reference on every CPU; a bundle may ask for bf16 by its settings."""
@@ -134,8 +136,7 @@ class OpenVinoEngine:
         precision = settings.get("inference_precision") or DEFAULT_INFERENCE_PRECISION
         found: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": str(precision),
-            # oneDNN keeps compiled kernels per shape too; twice cost 200 MB and saved no time.
-            "CPU_RUNTIME_CACHE_CAPACITY": int(__import__("os").environ.get("CRC", "0")),
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
         }
         if cache := settings.get("kv_cache_precision"):
             found["KV_CACHE_PRECISION"] = str(cache)
