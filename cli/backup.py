@@ -139,6 +139,7 @@ def _verify(place: BackupPlace, backup_id: str, json_output: bool) -> None:
 def _drill(settings: Settings, place: BackupPlace, json_output: bool) -> None:
     from tasks.restoring import drill
 
+    place.manifest()  # where there is no backup, nothing is made
     folder = settings.folder("reports") / time.strftime("drill-%Y%m%dT%H%M%S", time.gmtime())
     folder.mkdir(parents=True, exist_ok=True)
     done = drill(settings, place, folder)
