@@ -30,10 +30,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not DRILL:
         return
     terminalreporter.write_sep("-", "health")
-    line = "{:<18} {:<46} {:<16} {:>17} {:>18} {:>14}"
+    line = "{:<17} {:<47} {:<16} {:>17} {:>18} {:>14}"
     head = ("row", "fault", "recovery", "seconds to detect", "seconds to recover", "client errors")
     terminalreporter.write_line(line.format(*head))
     for row in DRILL:
-        seconds = f"{row.seconds_to_detect:.1f}", f"{row.seconds_to_recover:.1f}"
+        recover = row.seconds_to_recover
+        seconds = f"{row.seconds_to_detect:.1f}", "-" if recover is None else f"{recover:.1f}"
         errors = f"{row.failed} of {row.sent}"
         terminalreporter.write_line(line.format(row.row, row.fault, row.recovery, *seconds, errors))

@@ -43,7 +43,9 @@ GATEWAY = {
     },
 }
 """The gateway's own reactions are off, so that the matrix must react."""
-ACTED = ("health_act", "health_escalate")
+CHANGES = ("health_act", "health_escalate", "health_undo")
+CALM_LOOKS = 8
+"""Looks after an undo in which a row must not act again."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class DrillRow:
     fault: str
     recovery: str
     seconds_to_detect: float
-    seconds_to_recover: float
+    seconds_to_recover: float | None
+    """None where clients see nothing of the recovery: an alarm."""
     failed: int
     sent: int
 
@@ -184,8 +187,7 @@ class HealthWorld:
             self._watch = self.machine.spawn("watch", "-m", "tests.health.watch_process", str(path))
             for variable in self.variables():
                 del os.environ[variable]
-        looked = Notes(self.ledger, "default", self.machine.service).read().time_seconds
-        until(lambda: self.notes().time_seconds > looked, "the first look", 5 * LONG_SECONDS)
+        self.looks(1)
 
     def variables(self) -> dict[str, str]:
         """What a command of this home needs in its environment."""
@@ -205,6 +207,15 @@ class HealthWorld:
             self._watch.kill()
             self._watch.wait()
             self._watch = None
+
+    def looks(self, count: int) -> None:
+        """Wait until the watch has looked so many times more."""
+        for _ in range(count):
+            self._next_look()
+
+    def _next_look(self) -> None:
+        looked = self.notes().time_seconds
+        until(lambda: self.notes().time_seconds > looked, "a look", 5 * LONG_SECONDS)
 
     def notes(self) -> Any:
         """What the watch remembers."""
@@ -277,7 +288,8 @@ class Case:
         before = world.load.report()
         self._failed, self._sent = before.failed, before.sent
         self._began = time.monotonic()
-        self._acted = self._recovered = 0.0
+        self._acted = 0.0
+        self._recovered: float | None = None
         self._recovery = ""
 
     def acts(self, kind: str = "health_act") -> Event:
@@ -290,12 +302,8 @@ class Case:
     def event(self, kind: str) -> Event:
         """Wait for an event of the row."""
 
-        def look() -> Event | None:
-            events = self.world.events(self.row, self._seq)
-            return next((event for event in events if event.kind == kind), None)
-
         try:
-            found = until(look, f"{kind} of {self.row}", 2 * LONG_SECONDS)
+            found = until(lambda: self.seen(kind), f"{kind} of {self.row}", 2 * LONG_SECONDS)
         except AssertionError as error:
             for event in self.world.events(self.row, self._seq):
                 error.add_note(f"{event.kind} {event.body}"[:300])
@@ -304,22 +312,27 @@ class Case:
         assert found is not None
         return found
 
+    def seen(self, kind: str) -> Event | None:
+        """The row's first event of a kind, if there is one yet."""
+        events = self.world.events(self.row, self._seq)
+        return next((event for event in events if event.kind == kind), None)
+
     def recovers(self, look: Callable[[], object], what: str) -> None:
         """Wait until clients see that it helps."""
         until(look, what, 2 * LONG_SECONDS)
         self._recovered = time.monotonic()
 
     def undone(self) -> None:
-        """Wait until the recovery is taken back, and add the line."""
+        """Wait until the recovery is taken back, and for some looks more; add the line."""
         self.event("health_undo")
+        self.world.looks(CALM_LOOKS)
         events = self.world.events(self.row, self._seq)
-        kinds = [event.kind for event in events if event.kind in (*ACTED, "health_undo")]
-        assert kinds.count("health_undo") == 1, kinds
+        kinds = [event.kind for event in events if event.kind in CHANGES]
+        assert kinds.index("health_undo") == len(kinds) - 1, kinds
         assert self.world.ledger.verify() == []
         report = self.world.load.report()
         detect = self._acted - self._began
-        recover = (self._recovered or self._acted) - self._began
+        recover = self._recovered - self._began if self._recovered else None
         failed, sent = report.failed - self._failed, report.sent - self._sent
-        line = (self.row, self._fault, self._recovery, detect, recover, failed, sent)
-        DRILL.append(DrillRow(*line))
+        DRILL.append(DrillRow(self.row, self._fault, self._recovery, detect, recover, failed, sent))
         self.failed = failed

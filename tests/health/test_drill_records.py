@@ -1,6 +1,7 @@
 """Rows about what is kept and compared: routes, prompts, disk, ledger, daily runs; overrides."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,15 +14,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from health_world import Case, HealthWorld, repeated
 
 from core.words import features
+from serving.safety.active import policy_folder
+from serving.safety.policy import POLICY_NAME, SHIPPED_POLICY, parse_policy
 from tests.one_machine import ROOT, until
 
 pytestmark = pytest.mark.drill
 SECONDS_MAX = 600
-FILLED_BYTES = 256 << 20
+FILLED_BYTES = 2 << 30
+OLD_SECONDS = 60 * 86400.0
+SLOW_PATTERN = {"name": "late", "pattern": r"^(.|..|...)+\d\d", "directions": ["output"]}
+"""A pattern that takes far longer over a long answer than a filter may."""
+FAILS_OPEN = {"name": "open", "rules": {"patterns": [SLOW_PATTERN], "on_error": "allow"}}
 
 
 @pytest.mark.timeout(SECONDS_MAX)
@@ -58,7 +66,7 @@ def test_prompts_in_another_language_than_was_trained_on_are_a_drift(world: Heal
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"rows": 500, "features": counted}))
     drift = {"metric": "prompt_drift", "above": 0.4, "clear": 0.35}
-    config = {"drift_seconds": 1, "prompts_min": 20}
+    config = {"drift_seconds": 1, "prompts_min": 5}  # fewer than the load sends in a second
     world.watch("prompt_drift", config=config, conditions=[drift], window_seconds=3)
     case = Case(world, "prompt_drift", "questions in Chinese, trained on English")
     with repeated(
@@ -76,15 +84,51 @@ def test_an_almost_full_disk_is_cleaned_up(world: HealthWorld) -> None:
     above = share + 0.5 * FILLED_BYTES / usage.total
     disk = {"metric": "disk_used_share", "above": above, "clear": above}
     world.watch("disk", conditions=[disk])
-    case = Case(world, "disk", f"{FILLED_BYTES >> 20} MiB written over the threshold")
-    filler = world.home / "filler"
-    with filler.open("wb") as file:
-        for _ in range(FILLED_BYTES >> 20):
-            file.write(b"\1" * (1 << 20))
-    case.acts()
-    case.event("health_done")
-    filler.unlink()
-    case.undone()
+    case = Case(world, "disk", f"an old log of {FILLED_BYTES >> 30} GiB")
+    log = world.home / "logs" / "old.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, FILLED_BYTES)
+    os.utime(log, times=(time.time() - OLD_SECONDS,) * 2)
+    try:
+        case.acts()
+        case.recovers(lambda: not log.exists(), "retention to delete it")
+        done = case.event("health_done")
+        case.undone()
+    finally:
+        log.unlink(missing_ok=True)
+    assert done.body["freed_bytes"] > FILLED_BYTES / 2
+    assert world.ask().is_success
+    assert case.failed == 0
+
+
+@pytest.mark.timeout(SECONDS_MAX)
+def test_answers_that_leave_although_a_filter_fails_are_told(world: HealthWorld) -> None:
+    def obey(text: str) -> None:
+        """Put a policy into force, as clients see it."""
+        file = policy_folder(world.home) / POLICY_NAME
+        file.parent.mkdir(exist_ok=True)
+        draft = file.with_suffix(".draft")
+        draft.write_text(text)
+        draft.replace(file)
+        digest = parse_policy(text, "test").digest
+        until(lambda: ask_long().headers.get("x-serin-policy") == digest, "the policy")
+
+    def ask_long() -> httpx.Response:
+        answer: httpx.Response = world.ask(temperature=1, max_tokens=80)
+        return answer
+
+    world.watch("audit_coverage", window_seconds=3)
+    case = Case(world, "audit_coverage", "a filter that fails open on each answer")
+    try:
+        obey(json.dumps(FAILS_OPEN))
+        with repeated(ask_long, 0.2):
+            acted = case.acts()
+    finally:
+        obey(SHIPPED_POLICY.read_text())
+    with repeated(ask_long, 0.2):
+        case.undone()
+    assert acted.body["readings"]["unscanned_bytes"]["value"] > 0
     assert case.failed == 0
 
 
@@ -160,8 +204,9 @@ def test_a_daily_run_that_does_not_come_is_told(world: HealthWorld) -> None:
     age = {"metric": "daily_run_age_seconds", "above": 8, "clear": 4}
     with prefect() as url:
         world.environment = {"PREFECT_API_URL": url}
-        world.watch("stale_daily_run", conditions=[age])
-        case = Case(world, "stale_daily_run", "no daily run ends for 8 s")
+        with repeated(result.touch, 0.2):
+            world.watch("stale_daily_run", conditions=[age])
+            case = Case(world, "stale_daily_run", "no daily run ends for 8 s")
         case.acts()
         with repeated(result.touch, 0.2):
             case.undone()
@@ -176,8 +221,7 @@ def test_a_person_keeps_the_matrix_from_acting(world: HealthWorld) -> None:
     since = world.seq()
     rate = {"metric": "request_rate", "above": 0.5, "clear": 0.1}
     world.watch("latency", conditions=[rate], window_seconds=3)
-    ends = time.monotonic() + 5
-    until(lambda: time.monotonic() > ends, "some looks", 30)
+    world.looks(10)
     assert not world.events("latency", since)
     seen = json.loads(tell(world, "--json"))
     assert seen["overrides"]["latency"]["mode"] == "off"
@@ -191,8 +235,6 @@ def test_a_person_keeps_the_matrix_from_acting(world: HealthWorld) -> None:
 
 def tell(world: HealthWorld, *arguments: str) -> str:
     """Run `serin health` and return what it prints."""
-    import os
-
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", "health", *arguments],
         cwd=ROOT,

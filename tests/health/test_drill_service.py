@@ -39,7 +39,10 @@ def test_memory_pressure_scales_out_without_a_lost_request_and_back_in(world: He
     limit = int((calm + 0.8 * IN_WORK * ANSWER_BYTES) / 0.9)
     memory = {"metric": "memory_share", "above": 0.9, "clear": 0.85}
     config = {"memory_limit_bytes": limit, "replicas_max": 2}
-    world.watch("memory", config=config, conditions=[memory], for_seconds=1, verify_seconds=90)
+    world.watch(
+        "memory", config=config, conditions=[memory], for_seconds=1, clear_seconds=5,
+        verify_seconds=90,
+    )  # fmt: skip
     case = Case(world, "memory", f"each answer in work holds {ANSWER_BYTES // MIB} MiB")
     revision = world.revision()
     world.fault(revision, delay_seconds=1.0, answer_bytes=ANSWER_BYTES)
