@@ -50,7 +50,10 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def aliased_versions(database: Path, name: str) -> list[AliasedVersion]:
-    """Return the versions of a registered model that have an alias, from a copied database."""
+    """Return the versions of a registered model that have an alias, from a copied database.
+
+    Raises UnavailableError for one that MLflow is still making or bringing forward.
+    """
     query = (
         "SELECT a.alias, v.version, v.source FROM registered_model_aliases a "
         "JOIN model_versions v ON v.name = a.name AND v.version = a.version "
@@ -58,6 +61,12 @@ def aliased_versions(database: Path, name: str) -> list[AliasedVersion]:
     )
     tagged = "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?"
     with _opened(database) as connection:
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(model_versions)")}
+        if "workspace" not in columns:
+            raise UnavailableError(
+                "MLflow's database is not yet in its present form: its server brings it there "
+                "when it starts; try again in a minute"
+            )
         return [
             AliasedVersion(
                 alias=alias,
