@@ -289,8 +289,10 @@ class _Run:
         kept = rows.filter(pa.array(fresh))
         batch.records.write(kept)
         batch.tokens += tokens_of(kept)
-        taken = taken_rows(rows.filter(pa.array(new & ~fresh)), self._intake)
-        batch.refused.write(taken)
+        taken = int((new & ~fresh).sum())
+        if taken:  # seldom, and the scanner of their texts takes a second to make
+            others = rows.filter(pa.array(new & ~fresh))
+            batch.refused.write(taken_rows(others, self._intake))
         batch.looks += 1
         duplicates = len(new) - int(new.sum())
         batch.duplicates += duplicates
@@ -298,7 +300,7 @@ class _Run:
         self.progress = replace(
             self.progress,
             duplicates=self.progress.duplicates + duplicates,
-            quarantined=self.progress.quarantined + taken.num_rows,
+            quarantined=self.progress.quarantined + taken,
         )
 
     def _commit(self, batch: _Batch, number: int, last: bool) -> None:

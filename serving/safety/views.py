@@ -15,7 +15,7 @@ HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 LEET_I = str.maketrans("013456789@$!|+", "oieasgtbgasiit")
 LEET_L = str.maketrans("013456789@$!|+", "oleasgtbgasllt")
 LEET = re.compile(r"[0-9@$!|+]")
-LEET_TOKEN = re.compile(r"[a-z0-9@$!|+]+")
+LEET_TOKEN = re.compile(r"(?<![a-z0-9@$!|+])[a-z]*+[0-9@$!|+][a-z0-9@$!|+]*+")
 LETTER = re.compile(r"[a-z]")
 SPELT_OUT = re.compile(r"(?<![a-z0-9])(?:[a-z0-9@$!][^a-z0-9@$!]{1,3}){2,}[a-z0-9@$](?![a-z0-9])")
 NOT_LETTERS = re.compile(r"[^a-z0-9@$!]+")
@@ -60,8 +60,6 @@ def _letters_for_leet(form: str, table: dict[int, int]) -> str:
 
     def undone(found: "re.Match[str]") -> str:
         token = found.group()
-        if LEET.search(token) and LETTER.search(token):
-            return token.translate(table)
-        return token
+        return token.translate(table) if LETTER.search(token) else token
 
     return LEET_TOKEN.sub(undone, form)

@@ -207,6 +207,7 @@ def test_a_drill_serves_what_was_restored_and_records_what_it_found(
     assert ledger.last_events(1)[0].body["passed"] is False
 
 
+@pytest.mark.slow
 def test_a_lost_machine_in_the_midst_of_a_canary_comes_back_on_stable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
