@@ -8,7 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
+from opentelemetry.proto.collector.metrics.v1 import (
+    metrics_service_pb2,
+    metrics_service_pb2_grpc,
+)
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 TRACES, METRICS = "/v1/traces", "/v1/metrics"
@@ -99,10 +102,16 @@ def collector() -> Iterator[Collector]:
             found.take_traces(request)
             return trace_service_pb2.ExportTraceServiceResponse()
 
+    class MetricsServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            found.take_metrics(request)
+            return metrics_service_pb2.ExportMetricsServiceResponse()
+
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     server = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Servicer(), server)
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(MetricsServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     found.http_url = f"http://127.0.0.1:{http.server_address[1]}"

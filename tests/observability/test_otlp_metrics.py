@@ -26,12 +26,17 @@ def registry() -> CollectorRegistry:
     return registry
 
 
-@pytest.fixture
+@pytest.fixture(params=["http/protobuf", "grpc"])
 def push(
-    taken: Collector, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+    taken: Collector,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> Iterator[MetricsPush]:
     """A push that has begun; it reads the variables that the exporter reads itself."""
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", taken.http_url)
+    url = taken.grpc_url if request.param == "grpc" else taken.http_url
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", request.param)
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "100")
     settings = TelemetrySettings.read()
     found = MetricsPush(settings, RESOURCE, lambda: generate_latest(registry).decode())
