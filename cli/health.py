@@ -5,6 +5,7 @@ Shows what the watch found last; judges nothing itself.
 
 import getpass
 import json
+import os
 import re
 import time
 from enum import StrEnum
@@ -14,7 +15,7 @@ import msgspec
 import typer
 
 from cli.release import open_ledger
-from core.errors import InputError, NotFoundError
+from core.errors import InputError, NotFoundError, UnavailableError
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ STALE_SECONDS = 180.0
 SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 SPAN_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SIGNAL_EVENT = "serin.health.signal"
+SIGNAL_SECONDS_MAX = 30.0
 COLOURS = {"ok": "green", "breached": "red", "acting": "red", "escalated": "red"}
 
 health = typer.Typer(
@@ -95,15 +97,29 @@ def override(
 @health.command()
 def signal(reason: Annotated[str, typer.Argument(help="what was seen")]) -> None:
     """Let the watch look now instead of within a minute, through Prefect's automation."""
-    from prefect.events import emit_event
-    from prefect.events.worker import EventsWorker
-
     settings = Settings.read()
     if not settings.prefect_url:
         raise NotFoundError("no Prefect server is known; `serin up` starts one")
+    from cli.environment import stack_environment
+
+    os.environ.update(stack_environment(settings))  # Prefect reads its address when imported
+    import httpx
+    from prefect.events import Event
+
     resource = {"prefect.resource.id": f"serin.service.{settings.service}"}
-    emit_event(event=SIGNAL_EVENT, resource=resource, payload={"reason": reason})
-    EventsWorker.drain_all()
+    event = Event.model_validate(
+        {"event": SIGNAL_EVENT, "resource": resource, "payload": {"reason": reason}}
+    )
+    try:
+        # Sent here and not by Prefect's `emit_event`, which tells nobody when it fails.
+        answer = httpx.post(
+            f"{settings.prefect_url}/events",
+            json=[event.model_dump(mode="json")],
+            timeout=SIGNAL_SECONDS_MAX,
+        )
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        raise UnavailableError(f"Prefect does not take the signal ({error})") from error
     typer.echo("the watch was asked to look")
 
 

@@ -154,6 +154,27 @@ def test_old_runs_are_forgotten_by_both_servers(stack: Stack, living: dict[str, 
     assert fetch_json(f"{mlflow}/runs/get?run_id={run_id}", 30) is None
 
 
+def test_a_signal_reaches_prefect_or_is_told_as_lost(
+    stack: Stack, living: dict[str, Identity]
+) -> None:
+    assert "asked to look" in serin(
+        "health", "signal", "a test", environment=stack.environment, seconds=60
+    )
+    wanted = {"filter": {"event": {"name": ["serin.health.signal"]}}}
+    deadline = time.monotonic() + 30
+    while not (events := fetch_json(f"{stack.settings.prefect_url}/events/filter", 30, wanted))[
+        "events"
+    ]:
+        assert time.monotonic() < deadline, "the event did not arrive"
+        time.sleep(0.2)
+    assert events["events"][0]["resource"] == {"prefect.resource.id": "serin.service.assistant"}
+    assert events["events"][0]["payload"] == {"reason": "a test"}
+    away = {**stack.environment, "SERIN_PREFECT_URL": "http://127.0.0.1:1/api"}
+    lost = run_serin("health", "signal", "a test", environment=away)
+    assert lost.returncode == 1
+    assert "does not take the signal" in lost.stderr
+
+
 def test_a_contradicting_port_is_refused(stack: Stack, living: dict[str, Identity]) -> None:
     environment = {**stack.environment, "SERIN_PORT_MLFLOW": "1"}
     failed = run_serin("up", environment=environment)
