@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-import pickle
 import sqlite3
 import zipfile
 from collections.abc import Callable
@@ -65,7 +64,6 @@ WRITERS: dict[str, Callable[[Path, str], None]] = {
     "gzip": write(lambda text: gzip.compress(b"first") + gzip.compress(text.encode())),
     "zstd": write(lambda text: zstandard.compress(f"{text}\n".encode() * 100)),
     "gzip in zstd": write(lambda text: zstandard.compress(gzip.compress(text.encode()))),
-    "pickle": write(lambda text: pickle.dumps({"a": [text]})),
     "parquet": parquet,
     "parquet in zip": zipped_parquet,
     "sqlite": sqlite,
