@@ -8,7 +8,7 @@ import asyncio
 import aiohttp
 
 from serving.gateway.reply import Header, Refusal, Reply
-from serving.gateway.upstream import READ_ERRORS, AttemptFailed, read_failure
+from serving.gateway.upstream import READING, AttemptFailed
 
 EVENTS = "text/event-stream"
 EVENT_BYTES_MAX = 1 << 20
@@ -41,22 +41,16 @@ async def read_start(answer: aiohttp.ClientResponse, size: int) -> tuple[bytes, 
 
     A stream's first chunk; of other answers up to `size` bytes. Raises AttemptFailed.
     """
-    if is_event_stream(answer):
-        return await _read(answer), False
-    parts, length = [], 0
-    while chunk := await _read(answer):
-        parts.append(chunk)
-        length += len(chunk)
-        if length > size:
-            return b"".join(parts), False
+    with READING:
+        if is_event_stream(answer):
+            return await answer.content.readany(), False
+        parts, length = [], 0
+        while chunk := await answer.content.readany():
+            parts.append(chunk)
+            length += len(chunk)
+            if length > size:
+                return b"".join(parts), False
     return b"".join(parts), True
-
-
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    try:
-        return await answer.content.readany()
-    except READ_ERRORS as error:
-        raise read_failure(error) from error
 
 
 async def relay(answer: aiohttp.ClientResponse, start: bytes, reply: Reply) -> bool:
@@ -77,7 +71,8 @@ async def relay(answer: aiohttp.ClientResponse, start: bytes, reply: Reply) -> b
         chunk = start
         while chunk:
             await reply.write(chunk)
-            chunk = await _read(answer)
+            with READING:
+                chunk = await answer.content.readany()
         await reply.end()
         return True
     except AttemptFailed:
@@ -98,13 +93,17 @@ class _Silence:
         self._loop = asyncio.get_running_loop()
         self._content = answer.content
         self._timer: asyncio.TimerHandle | None = None
-        self.heard = self._loop.time()
+        self._heard_at = self._loop.time()
         if protocol is not None and seconds:
             protocol.read_timeout = None
             self._timer = self._loop.call_later(seconds, self._look, seconds)
 
+    def heard(self) -> None:
+        """The stream has said something."""
+        self._heard_at = self._loop.time()
+
     def _look(self, seconds: float) -> None:
-        left = self.heard + seconds - self._loop.time()
+        left = self._heard_at + seconds - self._loop.time()
         if left > 0:
             self._timer = self._loop.call_later(left, self._look, seconds)
         else:
@@ -122,7 +121,6 @@ async def _relay_events(
     """Pass whole events only, so that an error event can follow whatever was sent before."""
     chunk, rest = start, b""
     done = failed = False
-    read, now = answer.content.readany, asyncio.get_running_loop().time
     while chunk:
         events = rest + chunk if rest else chunk
         rest = b""
@@ -137,11 +135,9 @@ async def _relay_events(
             reply.events += events.count(b"\n\n")
             reply.held_back = reply.held_back or HELD_BACK in events
             await reply.write(events)
-        silence.heard = now()
-        try:
-            chunk = await read()
-        except READ_ERRORS as error:
-            raise read_failure(error) from error
+        silence.heard()
+        with READING:
+            chunk = await answer.content.readany()
     await reply.end(rest)
     return done and not failed
 

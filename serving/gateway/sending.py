@@ -22,12 +22,11 @@ from serving.gateway.relay import read_start
 from serving.gateway.retry_budget import RetryBudget
 from serving.gateway.upstream import (
     DEADLINE_HEADER,
-    READ_ERRORS,
+    READING,
     REGION_HEADER,
     REVISION_HEADER,
     AttemptFailed,
     Upstream,
-    read_failure,
 )
 
 
@@ -135,23 +134,23 @@ class Sender:
         fetched: Fetched | None = None
         endpoint.outstanding += 1
         try:
-            async with asyncio.timeout(self._config.silence_seconds_max) as limit:
-                endpoint.waiting[limit] = now
-                try:
-                    answer = await self._upstream.post(endpoint, job.path, headers, job.body)
-                    good = answer.status < 500
-                    self._check(job, arm, endpoint, answer, sending)
-                    start, whole = await read_start(answer, self._config.buffer_bytes_max)
-                finally:
-                    del endpoint.waiting[limit]
+            with READING:
+                async with asyncio.timeout(self._config.silence_seconds_max) as limit:
+                    endpoint.waiting[limit] = now
+                    try:
+                        answer = await self._upstream.post(endpoint, job.path, headers, job.body)
+                        good = answer.status < 500
+                        self._check(job, arm, endpoint, answer, sending)
+                        start, whole = await read_start(answer, self._config.buffer_bytes_max)
+                    finally:
+                        del endpoint.waiting[limit]
             fetched = Fetched(arm, endpoint, answer, start, whole, guest, call)
             return fetched
-        except (AttemptFailed, *READ_ERRORS) as error:
-            failure = error if isinstance(error, AttemptFailed) else read_failure(error)
+        except AttemptFailed as failure:
             good = good and not failure.eject
             if failure.eject:
                 self._health.eject(endpoint, failure.reason)
-            raise failure from error.__cause__ if failure is error else error
+            raise
         except asyncio.CancelledError:
             good = False
             if loop.time() < job.deadline:

@@ -3,6 +3,8 @@
 Knows endpoints, not arms or retries.
 """
 
+from types import TracebackType
+
 import aiohttp
 import msgspec
 from multidict import CIMultiDict
@@ -42,17 +44,33 @@ class AttemptFailed(Exception):
         self.eject = eject
 
 
-READ_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
-"""What can fail while an answer is awaited or read."""
+class Reading:
+    """`with READING:` translates what can fail while an answer is awaited or read.
+
+    A class, not a generator, because it is entered for every chunk of a stream.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
+            return
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            raise AttemptFailed("not_reached", sent=False) from error
+        if isinstance(error, TimeoutError):
+            raise AttemptFailed("silent", sent=True) from error
+        raise AttemptFailed("connection_lost", sent=True) from error
 
 
-def read_failure(error: Exception) -> AttemptFailed:
-    """Translate one of READ_ERRORS."""
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return AttemptFailed("not_reached", sent=False)
-    if isinstance(error, TimeoutError):
-        return AttemptFailed("silent", sent=True)
-    return AttemptFailed("connection_lost", sent=True)
+READING = Reading()
 
 
 class Upstream:
@@ -86,7 +104,7 @@ class Upstream:
     async def post(
         self, endpoint: Endpoint, path: str, headers: CIMultiDict[str], body: bytes
     ) -> aiohttp.ClientResponse:
-        """POST once; return the answer when its head is there. Raises READ_ERRORS.
+        """POST once; return the answer when its head is there. To be used inside `with READING`.
 
         Closing the answer early closes its connection, which cancels the work upstream.
         """
