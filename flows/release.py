@@ -14,7 +14,7 @@ from validation.canary import CanaryConfig
 @flow(name="release", log_prints=False)
 def release(
     release_id: str,
-    canary: CanaryConfig = CanaryConfig(),  # noqa: B008  frozen: the default is the form's content
+    canary: CanaryConfig = CanaryConfig(),
 ) -> Any:
     """Move one candidate to stable through its canary; whatever happens is in the ledger."""
     run = open_release(release_id)

@@ -22,12 +22,12 @@ from validation.gates import GatesConfig
 @flow(name="retrain", validate_parameters=True, log_prints=False)
 def retrain(
     ingest: IngestConfig,
-    base: BaseConfig = BaseConfig(),  # noqa: B008  frozen: the default is the form's content
-    train: TrainConfig = TrainConfig(),  # noqa: B008
-    bundle: BundleConfig = BundleConfig(),  # noqa: B008
-    gates: GatesConfig = GatesConfig(),  # noqa: B008
-    plan: ReleasePlan = ReleasePlan(),  # noqa: B008
-    canary: CanaryConfig = CanaryConfig(),  # noqa: B008
+    base: BaseConfig = BaseConfig(),
+    train: TrainConfig = TrainConfig(),
+    bundle: BundleConfig = BundleConfig(),
+    gates: GatesConfig = GatesConfig(),
+    plan: ReleasePlan = ReleasePlan(),
+    canary: CanaryConfig = CanaryConfig(),
     day: str | None = None,
 ) -> Any:
     """Take the new days (or one named day) through every gate to a release."""

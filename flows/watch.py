@@ -12,8 +12,8 @@ from validation.health_config import HealthConfig
 
 @flow(name="watch", log_prints=False)
 def watch(
-    canary: CanaryConfig = CanaryConfig(),  # noqa: B008  frozen: the default is the form's content
-    health: HealthConfig = HealthConfig(),  # noqa: B008
+    canary: CanaryConfig = CanaryConfig(),
+    health: HealthConfig = HealthConfig(),
 ) -> Any:
     """Roll a bad canary back; finish and start what waits for it; then heal what is not well."""
     seen = look_around(canary)

@@ -104,7 +104,7 @@ def create_snapshot(
     flagged: Collection[int],
     folder: Path,
     rows_min: int,
-    selection: SelectionConfig = SelectionConfig(),  # noqa: B008  frozen
+    selection: SelectionConfig = SelectionConfig(),
 ) -> SnapshotRef | None:
     """Cut a snapshot of all days after `after_version` that are not flagged.
 

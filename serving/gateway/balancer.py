@@ -132,7 +132,7 @@ class Balancer:
         self,
         conversation_key: str = "serin",
         seed: int | None = None,
-        rules: Rules = Rules(),  # noqa: B008 - frozen
+        rules: Rules = Rules(),
         elsewhere: Mapping[str, tuple[Arm, ...]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

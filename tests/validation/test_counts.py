@@ -88,7 +88,7 @@ def _request(
 
 def verdict(
     samples: Iterator[CounterSample],
-    config: SequentialConfig = SequentialConfig(),  # noqa: B008  frozen
+    config: SequentialConfig = SequentialConfig(),
     metrics: tuple[MetricName, ...] = METRICS,
 ) -> tuple[str, float]:
     """Feed scrapes until the judge decides; its decision and when."""
