@@ -5,15 +5,18 @@ Shows what the watch found last; judges nothing itself.
 
 import getpass
 import json
-import os
 import re
 import time
+from datetime import UTC, datetime
 from enum import StrEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
 import msgspec
 import typer
 
+from cli.readiness import fetch_status_and_json
 from cli.release import open_ledger
 from core.errors import InputError, NotFoundError, UnavailableError
 from core.settings import Settings
@@ -100,26 +103,19 @@ def signal(reason: Annotated[str, typer.Argument(help="what was seen")]) -> None
     settings = Settings.read()
     if not settings.prefect_url:
         raise NotFoundError("no Prefect server is known; `serin up` starts one")
-    from cli.environment import stack_environment
-
-    os.environ.update(stack_environment(settings))  # Prefect reads its address when imported
-    import httpx
-    from prefect.events import Event
-
-    resource = {"prefect.resource.id": f"serin.service.{settings.service}"}
-    event = Event.model_validate(
-        {"event": SIGNAL_EVENT, "resource": resource, "payload": {"reason": reason}}
-    )
-    try:
-        # Sent here and not by Prefect's `emit_event`, which tells nobody when it fails.
-        answer = httpx.post(
-            f"{settings.prefect_url}/events",
-            json=[event.model_dump(mode="json")],
-            timeout=SIGNAL_SECONDS_MAX,
-        )
-        answer.raise_for_status()
-    except httpx.HTTPError as error:
-        raise UnavailableError(f"Prefect does not take the signal ({error})") from error
+    # Prefect's own `emit_event` tells nobody when it fails.
+    event = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC),
+        "event": SIGNAL_EVENT,
+        "resource": {"prefect.resource.id": f"serin.service.{settings.service}"},
+        "payload": {"reason": reason},
+    }
+    url = f"{settings.prefect_url}/events"
+    status, _ = fetch_status_and_json(url, SIGNAL_SECONDS_MAX, [event])
+    if status != HTTPStatus.NO_CONTENT:
+        why = "it does not answer" if status is None else f"status {status}"
+        raise UnavailableError(f"Prefect does not take the signal ({why})")
     typer.echo("the watch was asked to look")
 
 

@@ -112,7 +112,7 @@ def fetch_status_and_json(url: str, seconds: float, content: Any = None) -> tupl
     def decode(answer: http.client.HTTPResponse) -> tuple[int, Any]:
         body = answer.read()
         good = answer.status < http.HTTPStatus.BAD_REQUEST
-        return answer.status, msgspec.json.decode(body) if good else None
+        return answer.status, msgspec.json.decode(body) if good and body else None
 
     body = None if content is None else msgspec.json.encode(content)
     found: tuple[int, Any] | None = _request(
