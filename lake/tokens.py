@@ -11,16 +11,11 @@ from core.errors import InputError
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def count_tokens(texts: Sequence[str], tokenizer: str) -> list[int]:
-    """Return the number of tokens of each text; special tokens in a text count as its letters.
+def token_ids(texts: Sequence[str], tokenizer: str) -> list[list[int]]:
+    """Return the token ids of each text; special tokens in a text count as its letters.
 
     `tokenizer` is a tokenizer.json or a folder with one. Raises InputError when it cannot be used.
     """
-    return [len(ids) for ids in token_ids(texts, tokenizer)]
-
-
-def token_ids(texts: Sequence[str], tokenizer: str) -> list[list[int]]:
-    """Return the token ids of each text, without special tokens; `tokenizer` as above."""
     ids: list[list[int]] = _opened(tokenizer).encode_all(list(texts), False)
     return ids
 

@@ -13,7 +13,7 @@ from lake.readers import RawBlock
 from lake.sensitive import scrub_many
 from lake.sketches import IndexRow, sketch
 from lake.sources import day_blocks, list_days
-from lake.tokens import count_tokens
+from lake.tokens import token_ids
 from validation.records import check_rows
 
 MEGABYTE = 1_000_000
@@ -70,7 +70,7 @@ def _one_block(
     ]
     timed("sketch for near duplicates", lambda: sketch(asked, config.duplicates))
     if config.tokenizer:
-        timed("count tokens", lambda: count_tokens(texts, config.tokenizer))
+        timed("count tokens", lambda: token_ids(texts, config.tokenizer))
     whole = "all of a block's preparation" + (", with tokens" if config.tokenizer else "")
     timed(whole, lambda: prepare_block(block, intake))
 

@@ -20,15 +20,12 @@ from lake.snapshots import create_snapshot
 from lake.sources import DayFile, IngestConfig, list_days
 from lake.spreading import Spread, judge_matches
 from lake.table import IngestReport, Lake
+from tests.spread import in_order
 
 
 def check(rows: list[Row], now: float) -> Any:
     del now
     return plain_check(rows)
-
-
-def in_order(step: Callable[[Any], Any], orders: Sequence[Any]) -> list[Any]:
-    return [step(order) for order in orders]
 
 
 def shuffled(seed: int) -> Spread:

@@ -13,6 +13,7 @@ from lake.sources import IngestConfig, list_days
 from lake.table import IngestReport, Lake
 from tests.file_search import leaks
 from tests.planted_values import CARRIERS, VALUES, broken_lines, good_rows, refused_rows
+from tests.spread import in_order
 
 
 def planted_rows() -> list[Row]:
@@ -28,9 +29,7 @@ def planted_rows() -> list[Row]:
 def ingested(lake: Lake, data: Path, content: bytes, **options: Any) -> IngestReport:
     (data / "day-1.jsonl").write_bytes(content)
     config = IngestConfig(data=str(data), mapping=MAPPING, rows_min=5, **options)
-    spread = None
-    if config.scale.spread:
-        spread = lambda step, orders: [step(order) for order in orders]  # noqa: E731
+    spread = in_order if config.scale.spread else None
     return lake.ingest_day(list_days(config.data).days[0], config, plain_check, spread=spread)
 
 

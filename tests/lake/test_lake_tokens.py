@@ -18,7 +18,8 @@ from lake.schema import TOKEN_IDS
 from lake.snapshots import create_snapshot, load_rows
 from lake.sources import IngestConfig, list_days
 from lake.table import IngestReport, Lake
-from lake.tokens import count_tokens
+from lake.tokens import token_ids
+from tests.spread import in_order
 
 TEXTS = ["question number 12", "我的订单在哪里？", "</s> a", "  spaces\n\nand lines ", ""]
 
@@ -40,9 +41,9 @@ def test_counts_are_those_of_the_library(tokenizer: Path) -> None:
     own = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     own.encode_special_tokens = True
     expected = [len(own.encode(text, add_special_tokens=False).ids) for text in TEXTS]
-    assert count_tokens(TEXTS, str(tokenizer)) == expected
+    assert [len(ids) for ids in token_ids(TEXTS, str(tokenizer))] == expected
     with pytest.raises(InputError, match="no tokenizer"):
-        count_tokens(TEXTS, str(tokenizer / "none"))
+        token_ids(TEXTS, str(tokenizer / "none"))
 
 
 def test_a_day_tells_the_tokens_of_its_kept_rows(
@@ -52,16 +53,14 @@ def test_a_day_tells_the_tokens_of_its_kept_rows(
     counting = config.model_copy(update={"tokenizer": str(tokenizer)})
     report = lake.ingest_day(list_days(config.data).days[0], counting, plain_check)
     texts = [f"{row['text']}\n{row['intent']}" for row in make_rows(5)]
-    assert report.tokens == sum(count_tokens(texts, str(tokenizer)))
+    assert report.tokens == sum(map(len, token_ids(texts, str(tokenizer))))
     assert lake.versions()[0].tokens == report.tokens
 
 
 def take(lake: Lake, config: IngestConfig, day: int, **changes: Any) -> IngestReport:
     chosen = IngestConfig.model_validate({**config.model_dump(), **changes})
     days = {file.day: file for file in list_days(config.data).days}
-    spread = None
-    if chosen.scale.spread:
-        spread = lambda step, orders: [step(order) for order in orders]  # noqa: E731
+    spread = in_order if chosen.scale.spread else None
     return lake.ingest_day(days[f"day-{day}"], chosen, plain_check, spread=spread)
 
 

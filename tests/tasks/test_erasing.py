@@ -2,9 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pyarrow.parquet as pq
@@ -33,6 +31,7 @@ from rollout.ledger_copy import LedgerCopier
 from tasks.backups import back_up
 from tasks.erasing import ERASED, erase, erase_again, plan_erasure
 from tasks.lineage import note_training, note_version, trace_record
+from tests.spread import in_order
 from validation.records import check_rows
 
 SECRET = "my grandmother's cactus collection outgrew the balcony"
@@ -43,11 +42,6 @@ CONFIG = IngestConfig(
     rows_min=1,
 )
 RUN = CliRunner()
-
-
-def in_order(step: Callable[[Any], Any], orders: Sequence[Any]) -> list[Any]:
-    """Do a day's parts here, one after the other."""
-    return [step(order) for order in orders]
 
 
 def line(number: int, text: str) -> str:
