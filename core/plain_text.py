@@ -13,8 +13,9 @@ HAN_FIRST = 0x2E80
 """From here on scripts are East Asian: look-alikes of Latin letters there are words of their own"""
 DROPPED = {"Cf", "Mn", "Me", "Cc", "Co", "Cn", "Cs"}
 SPACES = {"Zs", "Zl", "Zp"}
-HAN = re.compile("[\u4e00-\u9fff\u3400-\u4dbf]")
-"""A Chinese character: CJK ideographs and extension A."""
+HAN_RANGES = "\u3400-\u4dbf\u4e00-\u9fff"
+"""Chinese characters as a pattern's set: CJK ideographs and extension A."""
+HAN = re.compile(f"[{HAN_RANGES}]")
 ASCII_TABLE = {code: " " if chr(code) in "\t\n\v\f\r" else None for code in [*range(32), 127]}
 
 

@@ -121,8 +121,7 @@ def _shingle_hashes(
     for shift in range(1, width):
         if shift == width_asian and codes.dtype != np.uint8:
             short = hashes
-        kept = shift == 1 or hashes is short
-        hashes = np.multiply(hashes, FACTOR, out=None if kept else hashes)
+        hashes = np.multiply(hashes, FACTOR, out=None if hashes is short else hashes)
         hashes += wide[shift : shift + count]
     owners = np.repeat(np.arange(len(texts), dtype=np.int64) * BINS, sizes + 1)
     valid = _within(ends, width, count)

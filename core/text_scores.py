@@ -82,11 +82,8 @@ class TextScores:
     def score(self, text: str) -> float:
         """Return the highest score of any window of `text`; 0 for a script without a model."""
         parts = windows(scored_form(text))
-        if text.isascii():
-            return self._highest("en", [part for part in parts if _latin(part)])
         han = [part for part in parts if HAN.search(part)]
-        latin = [HAN.sub(" ", part) for part in han if _latin(part, LATIN_LETTERS_BESIDE_HAN_MIN)]
-        latin += [part for part in parts if part not in han and _latin(part)]
+        latin = [HAN.sub(" ", part) for part in parts if _latin(part)]
         return max(self._highest("zh", han), self._highest("en", latin))
 
     def _highest(self, script: str, parts: Sequence[str]) -> float:
@@ -94,8 +91,9 @@ class TextScores:
         return sigmoid(max(model.log_odds(parts))) if model and parts else 0.0
 
 
-def _latin(text: str, least: int = LATIN_LETTERS_MIN) -> bool:
+def _latin(text: str) -> bool:
     """Whether a text has enough Latin letters to be an English one."""
+    least = LATIN_LETTERS_BESIDE_HAN_MIN if HAN.search(text) else LATIN_LETTERS_MIN
     return len(text.encode("ascii", "ignore").translate(None, NO_LETTERS)) >= least
 
 

@@ -100,8 +100,10 @@ def take_in(
         ) as index:
             first = not any(entry.kept for entry in whole)
             if spread is not None:
-                parts = PartsRun(tables, intake, state, settings, index, day_file, stamp, spread)
-                parts.take(first, watch)
+                parts = PartsRun(
+                    tables, intake, state, settings, index, day_file, stamp, spread, watch
+                )
+                parts.take(first)
                 evidence = parts.evidence()
             else:
                 run = _Run(tables, intake, state, settings, index, day_file, stamp)
@@ -289,10 +291,8 @@ class _Run:
         kept = rows.filter(pa.array(fresh))
         batch.records.write(kept)
         batch.tokens += tokens_of(kept)
-        taken = int((new & ~fresh).sum())
-        if taken:  # seldom, and the scanner of their texts takes a second to make
-            others = rows.filter(pa.array(new & ~fresh))
-            batch.refused.write(taken_rows(others, self._intake))
+        taken = taken_rows(rows.filter(pa.array(new & ~fresh)), self._intake)
+        batch.refused.write(taken)
         batch.looks += 1
         duplicates = len(new) - int(new.sum())
         batch.duplicates += duplicates
@@ -300,7 +300,7 @@ class _Run:
         self.progress = replace(
             self.progress,
             duplicates=self.progress.duplicates + duplicates,
-            quarantined=self.progress.quarantined + taken,
+            quarantined=self.progress.quarantined + taken.num_rows,
         )
 
     def _commit(self, batch: _Batch, number: int, last: bool) -> None:

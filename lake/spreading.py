@@ -66,17 +66,17 @@ class PartsRun:
         day_file: DayFile,
         stamp: tuple[str, ...],
         spread: Spread,
+        watch: Watch | None,
     ) -> None:
         self._tables, self._intake, self._settings = tables, intake, settings
         self._index, self._day_file, self._stamp = index, day_file, stamp
         self._spread = spread
         self._batch = batch_name(intake.file_digest, state.attempt, 0)
         self._evidence = IntakeEvidence((), ())
-        self._progress = PartsProgress(day_file.name, day_file.size_bytes, None)
+        self._progress = PartsProgress(day_file.name, day_file.size_bytes, watch)
 
-    def take(self, fields_required: bool, watch: Watch | None = None) -> None:
+    def take(self, fields_required: bool) -> None:
         """Take the whole file in. What an interrupted run left in the scratch folder is redone."""
-        self._progress = PartsProgress(self._day_file.name, self._day_file.size_bytes, watch)
         folder = self._folder()
         # In the lake's own scratch folder nothing else is alive: the caller holds the lake's lock.
         own = not self._intake.config.scale.scratch

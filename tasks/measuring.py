@@ -22,7 +22,7 @@ from rollout.scaling import read_replicas
 from tasks.gateway_files import is_exempt
 from validation.health import Reading
 from validation.health_config import HealthConfig
-from validation.health_figures import Look
+from validation.health_figures import MALFORMED, Look
 
 GATEWAY = "serin_gateway_"
 PREDICTORS_MAX = 64
@@ -30,7 +30,6 @@ PREDICTOR = "serin_predictor_"
 UNCHECKED = (PREDICTOR + "unscanned_bytes_total", PREDICTOR + "failed_open_bytes_total")
 """Text that came to the edge unscanned and was stopped there, or left although a filter failed."""
 RESIDENT = (PREDICTOR + "memory_bytes", "process_resident_memory_bytes")
-MALFORMED = ("invalid_body", "body_too_slow", "body_too_large", "wrong_method")
 SUFFIXES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6, "G": 1e9}
 STRIKES_SECONDS = 60.0
 

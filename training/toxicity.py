@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from core.digests import digest_bytes, digest_file
 from core.errors import InputError
 from core.ngrams import ngram_buckets
-from core.plain_text import is_han
+from core.plain_text import HAN
 from core.text_scores import (
     ScoreCard,
     ScriptShape,
@@ -83,7 +83,7 @@ def read_chinese(folder: Path, samples: Sequence[str] = ()) -> Data:
     train, held_out = (_cold(folder / "cold" / name) for name in ("train.csv", "dev.csv"))
     seen = {scored_form(text) for text in held_out.texts}
     kept = [at for at, text in enumerate(train.texts) if scored_form(text) not in seen]
-    own = tuple(text for text in samples if any(map(is_han, text)))
+    own = tuple(text for text in samples if HAN.search(text))
     return Data(train.where(kept), held_out, own, ())
 
 
@@ -97,7 +97,7 @@ def read_english(folder: Path, samples: Sequence[str] = ()) -> Data:
     queries = [text for file in _days(folder) for text in _queries(file)]
     answers = sorted({text for file in _days(folder) for text in _queries(file, ANSWER)})
     queries.sort(key=lambda text: digest_bytes(text.encode()))
-    own = tuple(text for text in samples if not any(map(is_han, text)))
+    own = tuple(text for text in samples if not HAN.search(text))
     return Data(
         whole.where(np.flatnonzero(~out)),
         whole.where(np.flatnonzero(out)),

@@ -5,8 +5,10 @@ Knows names of metrics; a figure that no process exposes has no expression and n
 
 from collections.abc import Callable, Mapping
 
+from validation.health_figures import MALFORMED
+
 GATEWAY = "serin_gateway_"
-ILLEGAL = "invalid_body|body_too_slow|body_too_large|wrong_method|filtered"
+ILLEGAL = "|".join((*MALFORMED, "filtered"))
 """Reasons of refusals that a request's form is to blame for, or what its sender did before."""
 Expression = Callable[[str, str, int], str]
 """(service, span as Prometheus writes it, least requests) -> PromQL."""

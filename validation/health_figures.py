@@ -18,6 +18,8 @@ QUANTILE = 0.95
 DEVIATIONS = 4.0
 """Shares drawn at random stay within so many standard deviations but once in 16,000 looks."""
 BUCKETS_PER_WEEK = 28
+MALFORMED = ("invalid_body", "body_too_slow", "body_too_large", "wrong_method")
+"""The gateway's reasons for refusals that a request's form is to blame for."""
 REFUSED_ILLEGAL = ("failed_authentication", "malformed", "filtered")
 """Illegal requests that are no part of `requests`. Those that the request filter holds back are
 illegal too: else the filter, once on, would hide what it was turned on for."""

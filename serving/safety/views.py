@@ -7,11 +7,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from core.plain_text import plain_text
+from core.plain_text import HAN_RANGES, plain_text
 
 VIEWS_KEPT = 8
 """Texts whose forms are remembered, so that the filters of a chain share them."""
-HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 LEET_I = str.maketrans("013456789@$!|+", "oieasgtbgasiit")
 LEET_L = str.maketrans("013456789@$!|+", "oleasgtbgasllt")
 LEET = re.compile(r"[0-9@$!|+]")
@@ -20,7 +19,7 @@ LETTER = re.compile(r"[a-z]")
 SPELT_OUT = re.compile(r"(?<![a-z0-9])(?:[a-z0-9@$!][^a-z0-9@$!]{1,3}){2,}[a-z0-9@$](?![a-z0-9])")
 NOT_LETTERS = re.compile(r"[^a-z0-9@$!]+")
 IN_WORD = re.compile(r"(?<=[a-z0-9@$])[._\-~'`^+|/\\\"#&:;,]+(?=[a-z0-9@$])")
-IN_HAN = re.compile(rf"(?<=[{HAN}])[\s*._\-~'`^+|/\\\"#&@·•0-9a-z]{{1,3}}(?=[{HAN}])")
+IN_HAN = re.compile(rf"(?<=[{HAN_RANGES}])[\s*._\-~'`^+|/\\\"#&@·•0-9a-z]{{1,3}}(?=[{HAN_RANGES}])")
 RUNS = re.compile(r"(.)\1+", re.DOTALL)
 LONG_RUNS = re.compile(r"(.)\1{2,}", re.DOTALL)
 
