@@ -58,6 +58,11 @@ class PredictorConfig(BaseModel):
     batched_tokens_max: int | None = Field(
         default=None, ge=16, description="tokens per step; empty: openvino as the bundle says"
     )
+    warm_up_seconds: float = Field(
+        default=2.0,
+        ge=0,
+        description="longest time before readiness for compiling common shapes' kernels (openvino)",
+    )
     metrics_open: bool = Field(
         default=False, description="/metrics needs no token; for a Prometheus that sends none"
     )

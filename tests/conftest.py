@@ -1,5 +1,6 @@
 """Fixtures for every room: free ports, the repository, shared data, and one real stack."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from tests.running_stack import (
 __all__ = ["Stack", "serin"]
 
 silence()
+# Most tests start a predictor for a few requests: kernels may be compiled when they are needed.
+os.environ.setdefault("SERIN_PREDICTOR_WARM_UP_SECONDS", "0")
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,19 @@
 """The CPU engine: OpenVINO GenAI's continuous batching on a bundle's compiled graph.
 
-The pipeline keeps Python's lock during a step (measured with openvino-genai 2026.4), so steps run
-on the event loop itself: a thread of their own would only add waits for that lock.
+Of the pipeline's calls `step` keeps Python's lock, `generate` gives it up (openvino-genai 2026.4).
+So each busy period is one `generate` in a thread of its own, of a short answer that nobody reads:
+it steps until every answer that is added meanwhile has ended, and requests are read, checked and
+written beside it.
 """
 
 import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import random
+import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,16 +40,24 @@ log = logging.getLogger("serin.openvino")
 WARM_UP_TOKENS = 4
 WARM_UP_PROMPT_TOKENS = 64
 WARM_UP_ROWS = 16
+WARM_UP_SHAPES = 129
+"""Tokens of a step up to which kernels are compiled before the first request, and one more."""
 SEED_BITS = 32
+POLL_SECONDS = 0.001
+"""Between two looks at what the steps made: a step of a small model takes about as long."""
+CARRIER_IDS = (0,)
+CARRIER_TOKENS = 2
+"""Of the answer that nobody reads: what waits is added before its second step."""
 BLOCK_TOKENS = 32
 """Tokens per cache block of OpenVINO GenAI on a CPU."""
 CACHE_BYTES = {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}
 CACHE_GIGABYTES = 1.0
+CACHE_FULL_ANSWERS = 2
+"""Times all answers at full length: each new block costs the pipeline a look at all cached ones."""
 BATCHED_TOKENS_MAX = 512
-KERNELS_KEPT = 200
-"""Kernels remembered by shape: while answers come and go, each step has another number of rows."""
-PRIMITIVES_KEPT = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-"""oneDNN's own memory of compiled kernels: its 1,024 took 200 MB more and no less time."""
+KERNELS_KEPT = 600
+"""Kernels remembered by shape, 1 to 2 MB a shape: while answers come and go, each step has another
+number of rows, and compiling its kernels takes longer than the step of a small model."""
 FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
 DEFAULT_INFERENCE_PRECISION = "f32"
 """Answers then agree with the reference on every CPU; a bundle may ask for bf16 by its settings."""
@@ -74,11 +85,11 @@ class OpenVinoEngine:
         self._numbers = itertools.count(1)
         self._cache_usage = 0.0
         self._failure: UnavailableError | None = None
-        self._stepping: asyncio.Task[None] | None = None
+        self._delivering: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "openvino")
 
     def start(self) -> None:
         """Load the graph, make a few tokens so that the first request pays nothing."""
-        os.environ.setdefault(*PRIMITIVES_KEPT)
         import openvino_genai
 
         self._genai = openvino_genai
@@ -103,8 +114,8 @@ class OpenVinoEngine:
             raise self._failure
         ticket = Ticket(request)
         self._arrived.append(ticket)
-        if self._stepping is None or self._stepping.done():
-            self._stepping = asyncio.create_task(self._run())
+        if self._delivering is None or self._delivering.done():
+            self._delivering = asyncio.create_task(self._run())
         try:
             async for piece in ticket.pieces():
                 yield piece
@@ -120,19 +131,20 @@ class OpenVinoEngine:
         """Fail what is in work."""
         self._failure = self._failure or UnavailableError("the engine was stopped")
         self._fail_all(self._failure)
+        self._thread.shutdown()
 
     def _scheduler(self) -> Any:
         settings = self._manifest.settings
         scheduler = self._genai.SchedulerConfig()
-        scheduler.max_num_seqs = self._config.concurrency_for(self._manifest)
+        scheduler.max_num_seqs = self._config.concurrency_for(self._manifest) + 1
         tokens = self._config.batched_tokens_max or settings.get("batched_tokens_max")
         scheduler.max_num_batched_tokens = int(tokens or BATCHED_TOKENS_MAX)
         scheduler.enable_prefix_caching = bool(settings.get("prefix_caching", True))
         scheduler.dynamic_split_fuse = bool(settings.get("dynamic_split_fuse", True))
         gigabytes = self._config.cache_gigabytes or settings.get("cache_gigabytes")
-        scheduler.num_kv_blocks = cache_blocks(
-            self._folder, self._manifest, float(gigabytes or CACHE_GIGABYTES)
-        )
+        blocks = cache_blocks(self._folder, self._manifest, float(gigabytes or CACHE_GIGABYTES))
+        useful = CACHE_FULL_ANSWERS * scheduler.max_num_seqs * prompt_blocks(self._manifest)
+        scheduler.num_kv_blocks = min(blocks, useful)
         return scheduler
 
     def _properties(self) -> dict[str, str | int]:
@@ -149,21 +161,45 @@ class OpenVinoEngine:
         return found
 
     def _warm_up(self) -> None:
-        """Answer once alone and once in company: kernels are chosen at each shape's first use."""
+        """Answer alone and in company: each shape's kernels are compiled at its first use.
+
+        For `warm_up_seconds` at most it then meets the shapes that it will see most, so that the
+        first minutes of a new version are as fast as the ones that it is compared with.
+        """
         with contextlib.suppress(InputError):  # a template may want more than one turn
             self._tokenizer.decode([list(self.encode((Message("user", "warm up"),)))])
         length = min(WARM_UP_PROMPT_TOKENS, self.context_length - WARM_UP_TOKENS)
-        sampling = Sampling(max_tokens=WARM_UP_TOKENS)
-        for rows in (1, min(WARM_UP_ROWS, self._config.concurrency_for(self._manifest))):
-            handles = [self._add(row, (row,) * length, sampling) for row in range(rows)]
-            while self._pipeline.has_non_finished_requests():
-                self._pipeline.step()
-        if not all(handle.can_read() for handle in handles):
-            raise UnavailableError(
-                f"{self._folder} gave no token at warm-up; raise cache_gigabytes or build it again"
-            )
+        company = self._config.concurrency_for(self._manifest)
+        until = time.monotonic() + self._config.warm_up_seconds
+        for rows in (1, min(WARM_UP_ROWS, company)):
+            if not self._answers(rows, length, WARM_UP_TOKENS, None):
+                raise UnavailableError(
+                    f"{self._folder} gave no token at warm-up; raise cache_gigabytes or build it "
+                    "again"
+                )
+        self._answers(company, 1, self.context_length - 1, until)
+        for length in range(1, min(WARM_UP_SHAPES, self.context_length - 1)):
+            if time.monotonic() < until:
+                self._answers(1, length, 1, until)
+
+    def _answers(self, rows: int, length: int, tokens_max: int, until: float | None) -> bool:
+        """Make answers of 1, 2, 3, ... tokens, all at once; return whether every one had some."""
+        handles = []
+        for row in range(rows):
+            start = (*divmod(length, WARM_UP_ROWS), row % WARM_UP_ROWS)  # no two share a prefix
+            tokens = tokens_max if until is None else min(row + 1, tokens_max)
+            handles.append(self._add(row, (start + (0,) * length)[:length], Sampling(tokens)))
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+            if until is not None and time.monotonic() > until:
+                for handle in handles:
+                    handle.cancel()
+        return all(handle.can_read() for handle in handles)
 
     def _add(self, number: int, ids: tuple[int, ...], sampling: Sampling) -> Any:
+        return self._pipeline.add_request(number, *self._request(ids, sampling))
+
+    def _request(self, ids: tuple[int, ...], sampling: Sampling) -> tuple[Any, Any]:
         import numpy
         import openvino
 
@@ -177,21 +213,40 @@ class OpenVinoEngine:
             config.top_p = sampling.top_p
             seed = random.getrandbits(SEED_BITS) if sampling.seed is None else sampling.seed
             config.rng_seed = seed % (1 << SEED_BITS)
-        tensor = openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
-        return self._pipeline.add_request(number, tensor, config)
+        return openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config
 
     async def _run(self) -> None:
-        """Step while there is work; other requests are read and written between two steps."""
+        """Hand over what the steps make, until nothing is in work any more."""
         try:
-            while self._arrived or self._active or self._pipeline.has_non_finished_requests():
-                self._admit()
-                self._pipeline.step()
+            while self._arrived or self._active:
+                steps = asyncio.get_running_loop().run_in_executor(self._thread, self._steps)
+                while not (steps.done() or self._pipeline.has_non_finished_requests()):
+                    await asyncio.sleep(0)  # what is added before its start would refuse it
+                while not steps.done():
+                    self._admit()
+                    self._deliver()
+                    await asyncio.sleep(POLL_SECONDS)
+                steps.result()
                 self._deliver()
-                await asyncio.sleep(0)
+                self._take_back()
         except (RuntimeError, MemoryError, ValueError) as error:
             log.error("the pipeline failed: %s", _last_line(error))
             self._failure = UnavailableError("the engine failed; the predictor must be restarted")
             self._fail_all(self._failure)
+
+    def _steps(self) -> None:
+        """Step, without Python's lock, until all that was added has ended (own thread)."""
+        tensor, config = self._request(CARRIER_IDS, Sampling(CARRIER_TOKENS))
+        self._pipeline.generate([tensor], [config])
+
+    def _take_back(self) -> None:
+        """Let what came too late for the last step, and so has no token yet, arrive again."""
+        late, self._active = list(self._active.values()), {}
+        for work in late:
+            work.handle.cancel()
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        self._arrived = [work.ticket for work in late] + self._arrived
 
     def _admit(self) -> None:
         """Add what arrived; cancel what was withdrawn (the next step frees its cache)."""
@@ -211,11 +266,10 @@ class OpenVinoEngine:
         rows: list[list[int]] = []
         read: list[tuple[int, FinishReason | None, int]] = []
         for number, work in list(self._active.items()):
-            if work.handle.get_status().name == "IGNORED":
+            moved, reason = _read(work)
+            if not moved and work.handle.get_status() == self._genai.GenerationStatus.IGNORED:
                 work.ticket.put(_too_large())
                 del self._active[number]
-                continue
-            moved, reason = _read(work)
             if moved:
                 windows = work.ticket.windows(reason is not None)
                 rows.extend(windows)
@@ -235,6 +289,8 @@ class OpenVinoEngine:
 
     def _fail_all(self, failure: UnavailableError) -> None:
         tickets = [work.ticket for work in self._active.values()] + self._arrived
+        for work in self._active.values():
+            work.handle.cancel()
         self._active, self._arrived = {}, []
         for ticket in tickets:
             ticket.put(failure)
@@ -263,8 +319,12 @@ def cache_blocks(folder: Path, manifest: BundleManifest, gigabytes: float) -> in
     # Quantised caches keep a scale and a zero point, two floats, beside each head's vector.
     vector = head * width + (8 if width == 1 else 0)
     block = 2 * shape.num_hidden_layers * heads * vector * BLOCK_TOKENS
-    prompt = -(-manifest.context_length // BLOCK_TOKENS) + 1
-    return max(int(gigabytes * 1e9) // block, 2 * prompt)
+    return max(int(gigabytes * 1e9) // block, 2 * prompt_blocks(manifest))
+
+
+def prompt_blocks(manifest: BundleManifest) -> int:
+    """Return how many blocks the longest prompt with its answer takes."""
+    return -(-manifest.context_length // BLOCK_TOKENS) + 1
 
 
 def _read(work: _Work) -> tuple[bool, FinishReason | None]:

@@ -29,11 +29,18 @@ class AnswerText:
         self.ids.extend(ids)
 
     def windows(self, ended: bool) -> list[list[int]]:
-        """Return the rows of ids to decode before the next `accept` (none, one or two)."""
+        """Return the rows of ids to decode before the next `accept`.
+
+        They are what is settled, all ids, and for a long window also all but the last one to
+        three: one of these ends with a whole character, where the next window can start.
+        """
         if not (ended or self._incremental) or self._read == len(self.ids):
             return []
-        rows = [self.ids[self._start : self._read], self.ids[self._start :]]
-        return [row for row in rows if row]
+        ends = [len(self.ids)]
+        if not ended and len(self.ids) - self._start > WINDOW_TOKENS_MAX:
+            ends += [len(self.ids) - back for back in range(1, INCOMPLETE_MAX + 1)]
+        settled = [self.ids[self._start : self._read]] if self._read > self._start else []
+        return settled + [self.ids[self._start : end] for end in ends if end > self._read]
 
     def accept(self, texts: Sequence[str], ended: bool) -> tuple[str, bool]:
         """Take the decoded windows; return the new text, and whether a stop string ended it."""
@@ -41,15 +48,24 @@ class AnswerText:
         return self._stop.scan(delta, ended)
 
     def _settled(self, texts: Sequence[str], ended: bool) -> str:
-        new = texts[-1][len(texts[0]) if len(texts) > 1 else 0 :]
-        final = ended or len(self.ids) - self._start > WINDOW_TOKENS_MAX
+        known = texts[0] if self._read > self._start else ""
+        whole, *shorter = texts[1:] if self._read > self._start else texts
+        new = whole[len(known) :]
         cut = 0
-        while not final and cut < min(INCOMPLETE_MAX, len(new)) and new[-1 - cut] == REPLACEMENT:
+        while not ended and cut < min(INCOMPLETE_MAX, len(new)) and new[-1 - cut] == REPLACEMENT:
             cut += 1
-        delta = new[self._emitted : len(new) - cut]
-        self._emitted += len(delta)
+        back = next((at for at, text in enumerate(shorter, 1) if text[-1:] != REPLACEMENT), 0)
+        if shorter and not back:
+            cut = 0  # bytes of no character at all: they would be held for ever
+        out = len(new) - cut
+        delta = new[self._emitted : out]
         if cut == 0:
             self._start, self._read, self._emitted = self._read, len(self.ids), 0
+        elif back:  # the next window starts where a character ended
+            out -= len(shorter[back - 1]) - len(known)
+            self._start, self._read, self._emitted = self._read, len(self.ids) - back, max(0, out)
+        else:
+            self._emitted = max(self._emitted, out)
         return delta
 
 

@@ -30,7 +30,7 @@ def pieces_of(data: bytes, cuts: Sequence[int], stop: tuple[str, ...] = ()) -> l
     return pieces
 
 
-@given(st.text(max_size=60), st.lists(st.integers(1, 5), max_size=200))
+@given(st.text(max_size=60), st.lists(st.integers(1, 60), max_size=200))
 def test_pieces_join_to_the_text_and_never_hold_half_a_character(
     said: str, cuts: list[int]
 ) -> None:
@@ -40,7 +40,7 @@ def test_pieces_join_to_the_text_and_never_hold_half_a_character(
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-@given(st.binary(max_size=28), st.lists(st.integers(1, 4), max_size=40))
+@given(st.binary(max_size=28), st.lists(st.integers(1, 20), max_size=40))
 def test_bytes_that_are_no_text_join_to_what_decoding_them_at_once_gives(
     data: bytes, cuts: list[int]
 ) -> None:
