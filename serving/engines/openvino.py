@@ -1,18 +1,21 @@
 """The CPU engine: OpenVINO GenAI's continuous batching on a bundle's compiled graph.
 
 Of the pipeline's calls `step` keeps Python's lock, `generate` gives it up (openvino-genai 2026.4).
-So each busy period is one `generate` in a thread of its own, of a short answer that nobody reads:
-it steps until every answer that is added meanwhile has ended, and requests are read, checked and
-written beside it.
+So each busy period is one `generate` in a thread of its own, of an answer that nobody reads: it
+steps until every answer that is added meanwhile has ended, and requests are read, checked and
+written beside it. Answers are added once it has stepped: at its start it takes all that waits for
+its own.
 """
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import random
+import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +49,8 @@ SEED_BITS = 32
 POLL_SECONDS = 0.001
 """Between two looks at what the steps made: a step of a small model takes about as long."""
 CARRIER_IDS = (0,)
-CARRIER_TOKENS = 2
-"""Of the answer that nobody reads: what waits is added before its second step."""
+CARRIER_TOKENS = 64
+"""Of the answer that nobody reads; it ends as soon as others were added."""
 BLOCK_TOKENS = 32
 """Tokens per cache block of OpenVINO GenAI on a CPU."""
 CACHE_BYTES = {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}
@@ -93,6 +96,7 @@ class OpenVinoEngine:
         import openvino_genai
 
         self._genai = openvino_genai
+        self._carrier = _carrier(openvino_genai)
         try:
             self._pipeline = openvino_genai.ContinuousBatchingPipeline(
                 str(self._folder), self._scheduler(), "CPU", self._properties()
@@ -177,7 +181,8 @@ class OpenVinoEngine:
                     f"{self._folder} gave no token at warm-up; raise cache_gigabytes or build it "
                     "again"
                 )
-        self._answers(company, 1, self.context_length - 1, until)
+        if time.monotonic() < until:
+            self._answers(company, 1, self.context_length - 1, until)
         for length in range(1, min(WARM_UP_SHAPES, self.context_length - 1)):
             if time.monotonic() < until:
                 self._answers(1, length, 1, until)
@@ -217,13 +222,17 @@ class OpenVinoEngine:
 
     async def _run(self) -> None:
         """Hand over what the steps make, until nothing is in work any more."""
+        loop = asyncio.get_running_loop()
         try:
             while self._arrived or self._active:
-                steps = asyncio.get_running_loop().run_in_executor(self._thread, self._steps)
-                while not (steps.done() or self._pipeline.has_non_finished_requests()):
-                    await asyncio.sleep(0)  # what is added before its start would refuse it
+                stepped, added = asyncio.Event(), threading.Event()
+                tell = functools.partial(loop.call_soon_threadsafe, stepped.set)
+                steps = loop.run_in_executor(self._thread, self._steps, tell, added)
+                steps.add_done_callback(functools.partial(_set, stepped))
+                await stepped.wait()
                 while not steps.done():
                     self._admit()
+                    added.set()
                     self._deliver()
                     await asyncio.sleep(POLL_SECONDS)
                 steps.result()
@@ -234,10 +243,11 @@ class OpenVinoEngine:
             self._failure = UnavailableError("the engine failed; the predictor must be restarted")
             self._fail_all(self._failure)
 
-    def _steps(self) -> None:
+    def _steps(self, tell: Callable[[], object], added: threading.Event) -> None:
         """Step, without Python's lock, until all that was added has ended (own thread)."""
         tensor, config = self._request(CARRIER_IDS, Sampling(CARRIER_TOKENS))
-        self._pipeline.generate([tensor], [config])
+        config.ignore_eos, config.stop_token_ids = True, set()
+        self._pipeline.generate([tensor], [config], self._carrier(tell, added))
 
     def _take_back(self) -> None:
         """Let what came too late for the last step, and so has no token yet, arrive again."""
@@ -325,6 +335,33 @@ def cache_blocks(folder: Path, manifest: BundleManifest, gigabytes: float) -> in
 def prompt_blocks(manifest: BundleManifest) -> int:
     """Return how many blocks the longest prompt with its answer takes."""
     return -(-manifest.context_length // BLOCK_TOKENS) + 1
+
+
+def _set(event: asyncio.Event, ended: object) -> None:
+    event.set()
+
+
+def _carrier(genai: Any) -> Any:
+    """Return the streamer of the answer that nobody reads: the library is loaded by a start."""
+
+    class Carrier(genai.StreamerBase):
+        """Tells of its first token, and ends its answer when others were added."""
+
+        def __init__(self, tell: Callable[[], object], added: threading.Event) -> None:
+            super().__init__()
+            self._tell, self._added, self._told = tell, added, False
+
+        def write(self, token: object) -> Any:
+            if not self._told:
+                self._told = True
+                self._tell()
+            status = genai.StreamingStatus
+            return status.STOP if self._added.is_set() else status.RUNNING
+
+        def end(self) -> None:
+            """Nobody reads it."""
+
+    return Carrier
 
 
 def _read(work: _Work) -> tuple[bool, FinishReason | None]:
