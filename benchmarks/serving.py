@@ -70,18 +70,19 @@ class Plan:
     repeats: Mapping[int, int]
     open_seconds: float
     naive_threads: int
+    fixed_repeats: int
     quick: bool = False
 
 
-QUICK = Plan("builtin", 64, {1: 8, 16: 2}, {1: 8, 16: 8}, {1: 1, 16: 2}, 6.0, 1, True)
+QUICK = Plan("builtin", 64, {1: 8, 16: 2}, {1: 8, 16: 8}, {1: 1, 16: 2}, 6.0, 1, 1, True)
 FULL = (
     Plan(
         "builtin", 64, {1: 10, 4: 5, 16: 3, 64: 2}, {1: 20, 4: 20, 16: 15, 64: 8},
-        {1: 3, 4: 3, 16: 5, 64: 3}, 20.0, 1,
+        {1: 3, 4: 3, 16: 5, 64: 3}, 20.0, 1, 3,
     ),
     Plan(
         "135m", 16, {1: 3, 4: 1, 16: 1, 64: 1}, {1: 5, 4: 4, 16: 3, 64: 1},
-        {1: 3, 4: 3, 16: 3, 64: 1}, 60.0, 2,
+        {1: 3, 4: 3, 16: 3, 64: 1}, 60.0, 2, 1,
     ),
 )  # fmt: skip
 """On one thread the small model answers faster; the large one gets every core of the machine."""
@@ -235,10 +236,30 @@ def saturation(cells: Mapping[str, Any]) -> float:
 
 
 def fixed_answers(
-    plan: Plan, predictor: Predictor, maker: PromptMaker, tokens_per_second: float
+    plan: Plan, bundles: Mapping[str, Any], folder: Path, tokens_per_second: float
 ) -> dict[str, Any]:
-    """Return latencies of equally long answers at random arrivals, 70 % of the saturation load."""
+    """Return latencies of equally long answers at random arrivals, 70 % of the saturation load.
+
+    The last row has the machine to itself here, as where that load was measured.
+    """
     per_second = OPEN_SHARE * tokens_per_second / plan.answer_tokens
+    row = next(row for row in rows(plan) if row.name == FINAL)
+    bundle = Path(bundles[row.bundle]["path"])
+    maker = PromptMaker(bundle / "weights" / "tokenizer.json")
+    predictor = Predictor(row, bundle, folder / "fixed")
+    try:
+        found = [
+            _fixed_load(plan, predictor, maker, per_second, seed)
+            for seed in range(plan.fixed_repeats)
+        ]
+    finally:
+        predictor.stop()
+    return {"requests_per_second": round(per_second, 2), "repeats": len(found), **medians(found)}
+
+
+def _fixed_load(
+    plan: Plan, predictor: Predictor, maker: PromptMaker, per_second: float, seed: int
+) -> dict[str, float]:
     config = LoadConfig(
         url=predictor.url,
         headers={"Authorization": f"Bearer {predictor.token}"},
@@ -247,15 +268,15 @@ def fixed_answers(
         seconds=plan.open_seconds,
         max_tokens=plan.answer_tokens,
         in_flight_max=4096,
+        seed=seed,
     )
     prompts = maker.closed_loop(round(2 * per_second * plan.open_seconds) + 10, 1)
     load = LoadGenerator(config, [item.prompt for item in prompts])
     load.start()
     report = load.wait()
     return {
-        "requests_per_second": round(per_second, 2),
-        "ok": report.ok,
-        "failed": report.failed + report.limited + report.skipped,
+        "answers": report.ok,
+        "failures": report.failed + report.limited + report.skipped,
         **{
             f"latency_ms_{name}": round(1000 * value, 1)
             for name in ("p50", "p95", "p99")
@@ -276,7 +297,6 @@ def measure(plan: Plan, trace: list[Arrival], folder: Path) -> dict[str, Any]:
         closed = closed_loops(plan, running, maker)
         streams = streamed(plan, running, maker)
         opened = open_loops(plan, running, maker, trace)
-        fixed = fixed_answers(plan, running[FINAL], maker, saturation(closed[FINAL]))
         table = [
             {
                 "row": row.name,
@@ -288,6 +308,7 @@ def measure(plan: Plan, trace: list[Arrival], folder: Path) -> dict[str, Any]:
             }
             for row in rows(plan)
         ]
+    fixed = fixed_answers(plan, bundles, folder, saturation(closed[FINAL]))
     for line in table:
         del line["path"]
     return {

@@ -201,6 +201,8 @@ def figures(outcome: Outcome) -> dict[str, float]:
 
 
 def medians(repeats: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return each figure's median over the repeats."""
+    """Return each figure's median over the repeats; of failures the sum."""
     names = [name for name in repeats[0] if all(name in repeat for repeat in repeats)]
-    return {name: round(statistics.median(repeat[name] for repeat in repeats), 3) for name in names}
+    found = {name: statistics.median(repeat[name] for repeat in repeats) for name in names}
+    found["failures"] = sum(repeat["failures"] for repeat in repeats)
+    return {name: round(value, 3) for name, value in found.items()}

@@ -15,7 +15,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure, panels = pyplot.subplots(1, len(shapes), figsize=(7 * len(shapes), 5), squeeze=False)
     for axes, shape in zip(panels[0], shapes, strict=True):
         for line in shape["rows"]:
-            cells = line["closed_loop"]
+            cells = {
+                clients: cell
+                for clients, cell in line["closed_loop"].items()
+                if "latency_ms_p95" in cell  # else nothing was answered
+            }
             if not cells:
                 continue
             across = [cell["latency_ms_p95"] for cell in cells.values()]

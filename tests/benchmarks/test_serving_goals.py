@@ -12,7 +12,7 @@ def line(row: str, latency_ms: float, tokens_per_second: float, **more: Any) -> 
 
 
 def shape(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
-    fixed = {"failed": 0, "latency_ms_p99": 300.0}
+    fixed = {"failures": 0, "latency_ms_p99": 300.0}
     known = {"shape": "builtin", "answer_tokens": 64, "start_seconds": [2.0, 30.0, 3.0]}
     return {**known, "rows": list(rows), "fixed_answers": fixed, **more}
 
@@ -41,7 +41,7 @@ def test_an_engine_that_is_not_there_leaves_its_goal_open() -> None:
 def test_failed_requests_void_the_latency_goal_and_miss_their_own() -> None:
     broken = line(FINAL, 100.0, 900.0)
     broken["closed_loop"]["16"]["failures"] = 2.0
-    measured = shape(line(NAIVE, 1000.0, 100.0), broken, fixed_answers={"failed": 1})
+    measured = shape(line(NAIVE, 1000.0, 100.0), broken, fixed_answers={"failures": 1})
     missed = [goal["name"] for goal in goals([measured]) if not goal["met"]]
     assert missed == [
         "builtin: p99 ms of 64-token answers at 70 % load",
