@@ -19,7 +19,7 @@ FILTER_BITS_MIN = 8
 """Bits of the filter per key, at least (a power of two in all): it lets 1 in 8 unknown keys by."""
 KEY_LOW = (1 << 28) - 1
 """The bits of a key that a merge may change; the others order it."""
-MERGE_KEYS_MAX = 1 << 21
+MERGE_KEYS_MAX = 1 << 19
 WRITE_ROWS = 1 << 16
 
 

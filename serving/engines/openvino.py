@@ -251,12 +251,14 @@ class OpenVinoEngine:
 
     def _take_back(self) -> None:
         """Let what came too late for the last step, and so has no token yet, arrive again."""
-        late, self._active = list(self._active.values()), {}
-        for work in late:
+        left, self._active = list(self._active.values()), {}
+        for work in left:
             work.handle.cancel()
+            if work.ticket.begun:  # ended without a reason: its next token had no room
+                work.ticket.put(_too_large())
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
-        self._arrived = [work.ticket for work in late] + self._arrived
+        self._arrived = [work.ticket for work in left if not work.ticket.begun] + self._arrived
 
     def _admit(self) -> None:
         """Add what arrived; cancel what was withdrawn (the next step frees its cache)."""

@@ -23,6 +23,11 @@ class Ticket:
         self._first_token_seconds = 0.0
         self._unsent = ""
 
+    @property
+    def begun(self) -> bool:
+        """Whether its answer has a token."""
+        return bool(self._text.ids)
+
     def add(self, ids: Sequence[int]) -> None:
         """Take newly generated token ids."""
         if ids and not self._text.ids:
