@@ -18,7 +18,7 @@ from core.sketches import BANDS, Array, similarity
 from lake.config import DuplicatesConfig
 from lake.history import History
 from lake.manifest import EXACT, NEAR
-from lake.segments import KEY_LOW
+from lake.segments import KEY_LOW, Segment
 from lake.sketches import IndexRow, Sketches, digest_keys, sketch
 
 __all__ = ["DuplicateIndex", "IndexRow", "IndexSize", "Verdict"]
@@ -31,6 +31,8 @@ MARGIN = 0.04
 EXACT_SAME_MAX, NEAR_SAME_MAX = 256, 16
 """Most entries compared for one key of one segment."""
 PAIRS_CHUNK = 1 << 15
+QUERIES_CHUNK = 1 << 17
+"""Band keys looked up before the mapped pages are given back."""
 LOW = np.uint64(KEY_LOW)
 
 
@@ -188,24 +190,32 @@ class DuplicateIndex:
         flat = bands.ravel()
         order = np.argsort(flat)
         for segment in self._history.of_kind(NEAR):
-            asked, found = segment.find(flat[order], flat[order] | LOW, NEAR_SAME_MAX)
-            ours = order[asked] // BANDS
-            theirs = (segment.keys[found] & LOW).astype(np.int64)
-            wanted = ~old[ours] & self._counted[segment["batches"][theirs]]
-            # A pair that shares several bands is compared once.
-            pairs = np.unique(ours[wanted] << np.int64(28) | theirs[wanted])
-            for start in range(0, len(pairs), PAIRS_CHUNK):
-                part = pairs[start : start + PAIRS_CHUNK]
-                mine, stored = part >> np.int64(28), part & np.int64(KEY_LOW)
-                alike = similarity(signatures[mine], segment["signatures"][stored])
-                old[mine[alike >= least]] = True
-            segment.release()
+            # Keys rise, so each part of the queries maps another part of the segment.
+            for part in range(0, len(order), QUERIES_CHUNK):
+                ours = order[part : part + QUERIES_CHUNK]
+                asked, found = segment.find(flat[ours], flat[ours] | LOW, NEAR_SAME_MAX)
+                self._mark_old(old, segment, ours[asked] // BANDS, found, signatures)
+                segment.release()
         groups = components(len(places), near_pairs(bands, signatures, least).tolist())
         # A group that reaches history is old as a whole.
         reached = np.zeros(len(places), dtype=bool)
         reached[groups[old]] = True
         later = groups != np.arange(len(places))
         verdicts[places[reached[groups] | later]] = IS_NEAR
+
+    def _mark_old(
+        self, old: Array, segment: Segment, ours: Array, found: Array, signatures: Array
+    ) -> None:
+        """Mark the rows whose signature is like the one of a key that a band of theirs found."""
+        theirs = (segment.keys[found] & LOW).astype(np.int64)
+        wanted = ~old[ours] & self._counted[segment["batches"][theirs]]
+        # A pair that shares several bands is compared once.
+        pairs = np.unique(ours[wanted] << np.int64(28) | theirs[wanted])
+        for start in range(0, len(pairs), PAIRS_CHUNK):
+            part = pairs[start : start + PAIRS_CHUNK]
+            mine, stored = part >> np.int64(28), part & np.int64(KEY_LOW)
+            alike = similarity(signatures[mine], segment.read("signatures", stored))
+            old[mine[alike >= self.config.similarity_min - MARGIN]] = True
 
 
 def _repeated(sketches: Sketches) -> Array:

@@ -44,7 +44,7 @@ from lake.tables import Tables
 from lake.tombstones import read_tombstones
 from lake.workers import prepared_blocks
 
-LOOK_BYTES = 16 << 20
+LOOK_BYTES = 32 << 20
 """Raw bytes whose rows are looked up in the duplicate index at once; held in memory until then."""
 PARALLEL_BYTES_MIN = 32 << 20
 """Smaller files are taken in by one process: starting others takes longer."""
