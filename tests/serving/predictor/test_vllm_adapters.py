@@ -176,7 +176,7 @@ def test_a_server_of_another_base_is_refused(
     assert "is not the base" in wrong.log
     without = begin(Version(bundle, []), tmp_path / "without", server=f"unix:{server.socket}")
     assert without.process.wait(60) == 3, without.log
-    assert "is not the adapter" in without.log
+    assert "share a server of that base" in without.log
 
 
 @pytest.mark.parametrize("victim", ["predictor", "server"])
