@@ -240,7 +240,7 @@ def fixed_answers(
 ) -> dict[str, Any]:
     """Return latencies of equally long answers at random arrivals, 70 % of the saturation load.
 
-    The last row has the machine to itself here, as where that load was measured.
+    The last row has the machine to itself; where that load was measured, others idled beside it.
     """
     per_second = OPEN_SHARE * tokens_per_second / plan.answer_tokens
     row = next(row for row in rows(plan) if row.name == FINAL)

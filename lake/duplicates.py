@@ -194,7 +194,7 @@ class DuplicateIndex:
             for part in range(0, len(order), QUERIES_CHUNK):
                 ours = order[part : part + QUERIES_CHUNK]
                 asked, found = segment.find(flat[ours], flat[ours] | LOW, NEAR_SAME_MAX)
-                self._mark_old(old, segment, ours[asked] // BANDS, found, signatures)
+                self._mark_old(old, segment, ours[asked] // BANDS, found, signatures, least)
                 segment.release()
         groups = components(len(places), near_pairs(bands, signatures, least).tolist())
         # A group that reaches history is old as a whole.
@@ -204,7 +204,13 @@ class DuplicateIndex:
         verdicts[places[reached[groups] | later]] = IS_NEAR
 
     def _mark_old(
-        self, old: Array, segment: Segment, ours: Array, found: Array, signatures: Array
+        self,
+        old: Array,
+        segment: Segment,
+        ours: Array,
+        found: Array,
+        signatures: Array,
+        least: float,
     ) -> None:
         """Mark the rows whose signature is like the one of a key that a band of theirs found."""
         theirs = (segment.keys[found] & LOW).astype(np.int64)
@@ -215,7 +221,7 @@ class DuplicateIndex:
             part = pairs[start : start + PAIRS_CHUNK]
             mine, stored = part >> np.int64(28), part & np.int64(KEY_LOW)
             alike = similarity(signatures[mine], segment.read("signatures", stored))
-            old[mine[alike >= self.config.similarity_min - MARGIN]] = True
+            old[mine[alike >= least]] = True
 
 
 def _repeated(sketches: Sketches) -> Array:
