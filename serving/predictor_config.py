@@ -56,12 +56,14 @@ class PredictorConfig(BaseModel):
         description="KV cache in GB at most, on a CPU; empty: as the bundle says, vllm 1",
     )
     batched_tokens_max: int | None = Field(
-        default=None, ge=16, description="tokens per step; empty: openvino as the bundle says"
+        default=None,
+        ge=16,
+        description="tokens per step; empty: openvino as the bundle says, else by model size",
     )
     warm_up_seconds: float = Field(
-        default=2.0,
+        default=10.0,
         ge=0,
-        description="longest time before readiness for compiling common shapes' kernels (openvino)",
+        description="longest time before readiness to compile a small model's kernels (openvino)",
     )
     metrics_open: bool = Field(
         default=False, description="/metrics needs no token; for a Prometheus that sends none"

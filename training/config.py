@@ -166,8 +166,10 @@ class BundleConfig(BaseModel):
         default="f32", description="arithmetic of the compiled graph"
     )
     cache_gigabytes: float = Field(default=0.25, gt=0, description="key-value cache, in GB")
-    batched_tokens_max: int = Field(
-        default=512, ge=16, description="tokens that the scheduler puts into one step at most"
+    batched_tokens_max: int | None = Field(
+        default=None,
+        ge=16,
+        description="tokens that the scheduler puts into one step at most; empty: by model size",
     )
     sequences_max: int = Field(
         default=64, ge=1, description="requests that the scheduler runs side by side at most"

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import os
 import random
 import threading
 import time
@@ -21,10 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from core.contracts import Message
-from core.errors import InputError, IntegrityError, UnavailableError
+from core.errors import InputError, UnavailableError
 from core.manifests import BundleManifest
 from serving.engines.engine import (
     EngineLoad,
@@ -34,6 +33,7 @@ from serving.engines.engine import (
     Prompt,
     Sampling,
 )
+from serving.engines.openvino_limits import SMALL, cache_blocks, is_small, step_limits
 from serving.engines.ticket import Ticket
 from serving.engines.tokens import BundleTokenizer
 from serving.predictor_config import PredictorConfig
@@ -43,24 +43,12 @@ log = logging.getLogger("serin.openvino")
 WARM_UP_TOKENS = 4
 WARM_UP_PROMPT_TOKENS = 64
 WARM_UP_ROWS = 16
-WARM_UP_SHAPES = 129
-"""Tokens of a step up to which kernels are compiled before the first request, and one more."""
 SEED_BITS = 32
 POLL_SECONDS = 0.001
 """Between two looks at what the steps made: a step of a small model takes about as long."""
 CARRIER_IDS = (0,)
 CARRIER_TOKENS = 64
 """Of the answer that nobody reads; it ends as soon as others were added."""
-BLOCK_TOKENS = 32
-"""Tokens per cache block of OpenVINO GenAI on a CPU."""
-CACHE_BYTES = {"u8": 1, "f16": 2, "bf16": 2, "f32": 4}
-CACHE_GIGABYTES = 1.0
-CACHE_FULL_ANSWERS = 2
-"""Times all answers at full length: each new block costs the pipeline a look at all cached ones."""
-BATCHED_TOKENS_MAX = 512
-KERNELS_KEPT = 600
-"""Kernels remembered by shape, 1 to 2 MB a shape: while answers come and go, each step has another
-number of rows, and compiling its kernels takes longer than the step of a small model."""
 FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
 DEFAULT_INFERENCE_PRECISION = "f32"
 """Answers then agree with the reference on every CPU; a bundle may ask for bf16 by its settings."""
@@ -82,6 +70,7 @@ class OpenVinoEngine:
         self._folder = bundle / "openvino"
         self._manifest = manifest
         self._config = config
+        self._limits = step_limits(self._folder, manifest, config)
         self._tokenizer = BundleTokenizer(bundle / "weights")
         self._arrived: list[Ticket] = []
         self._active: dict[int, _Work] = {}
@@ -93,6 +82,8 @@ class OpenVinoEngine:
 
     def start(self) -> None:
         """Load the graph, make a few tokens so that the first request pays nothing."""
+        # Read when the library is loaded; its own number would keep far more than `kernels`.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(self._limits.kernels))
         import openvino_genai
 
         self._genai = openvino_genai
@@ -141,14 +132,10 @@ class OpenVinoEngine:
         settings = self._manifest.settings
         scheduler = self._genai.SchedulerConfig()
         scheduler.max_num_seqs = self._config.concurrency_for(self._manifest) + 1
-        tokens = self._config.batched_tokens_max or settings.get("batched_tokens_max")
-        scheduler.max_num_batched_tokens = int(tokens or BATCHED_TOKENS_MAX)
+        scheduler.max_num_batched_tokens = self._limits.tokens
         scheduler.enable_prefix_caching = bool(settings.get("prefix_caching", True))
         scheduler.dynamic_split_fuse = bool(settings.get("dynamic_split_fuse", True))
-        gigabytes = self._config.cache_gigabytes or settings.get("cache_gigabytes")
-        blocks = cache_blocks(self._folder, self._manifest, float(gigabytes or CACHE_GIGABYTES))
-        useful = CACHE_FULL_ANSWERS * scheduler.max_num_seqs * prompt_blocks(self._manifest)
-        scheduler.num_kv_blocks = min(blocks, useful)
+        scheduler.num_kv_blocks = cache_blocks(self._folder, self._manifest, self._config)
         return scheduler
 
     def _properties(self) -> dict[str, str | int]:
@@ -156,7 +143,7 @@ class OpenVinoEngine:
         precision = settings.get("inference_precision") or DEFAULT_INFERENCE_PRECISION
         found: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": str(precision),
-            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
+            "CPU_RUNTIME_CACHE_CAPACITY": self._limits.kernels,
         }
         if cache := settings.get("kv_cache_precision"):
             found["KV_CACHE_PRECISION"] = str(cache)
@@ -167,8 +154,9 @@ class OpenVinoEngine:
     def _warm_up(self) -> None:
         """Answer alone and in company: each shape's kernels are compiled at its first use.
 
-        For `warm_up_seconds` at most it then meets the shapes that it will see most, so that the
-        first minutes of a new version are as fast as the ones that it is compared with.
+        A small model then meets every number of tokens that a step can have, for `warm_up_seconds`
+        at most: the first minutes of a new version are then as fast as those of the version that
+        it is compared with, and its memory no longer grows.
         """
         with contextlib.suppress(InputError):  # a template may want more than one turn
             self._tokenizer.decode([list(self.encode((Message("user", "warm up"),)))])
@@ -181,9 +169,10 @@ class OpenVinoEngine:
                     f"{self._folder} gave no token at warm-up; raise cache_gigabytes or build it "
                     "again"
                 )
-        if time.monotonic() < until:
-            self._answers(company, 1, self.context_length - 1, until)
-        for length in range(1, min(WARM_UP_SHAPES, self.context_length - 1)):
+        if not is_small(self._folder) or time.monotonic() >= until:
+            return
+        self._answers(company, 1, self.context_length - 1, until)
+        for length in range(1, min(SMALL.tokens, self._limits.tokens, self.context_length - 1) + 1):
             if time.monotonic() < until:
                 self._answers(1, length, 1, until)
 
@@ -306,37 +295,6 @@ class OpenVinoEngine:
         self._active, self._arrived = {}, []
         for ticket in tickets:
             ticket.put(failure)
-
-
-class _Shape(msgspec.Struct):
-    num_hidden_layers: int
-    num_attention_heads: int
-    hidden_size: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-
-
-def cache_blocks(folder: Path, manifest: BundleManifest, gigabytes: float) -> int:
-    """Return how many 32-token blocks fit into `gigabytes`; at least room for two prompts.
-
-    The pipeline's own setting counts whole gigabytes only, which is too coarse for small models.
-    """
-    try:
-        shape = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Shape)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise IntegrityError(f"{folder}/config.json: {error}; build the bundle again") from error
-    head = shape.head_dim or shape.hidden_size // shape.num_attention_heads
-    heads = shape.num_key_value_heads or shape.num_attention_heads
-    width = CACHE_BYTES.get(str(manifest.settings.get("kv_cache_precision")), 4)
-    # Quantised caches keep a scale and a zero point, two floats, beside each head's vector.
-    vector = head * width + (8 if width == 1 else 0)
-    block = 2 * shape.num_hidden_layers * heads * vector * BLOCK_TOKENS
-    return max(int(gigabytes * 1e9) // block, 2 * prompt_blocks(manifest))
-
-
-def prompt_blocks(manifest: BundleManifest) -> int:
-    """Return how many blocks the longest prompt with its answer takes."""
-    return -(-manifest.context_length // BLOCK_TOKENS) + 1
 
 
 def _set(event: asyncio.Event, ended: object) -> None:
