@@ -15,7 +15,13 @@ from prometheus_client.exposition import choose_encoder
 
 from cli.discovery import targets
 from cli.environment import silence
-from cli.flow_metrics import HomeCollector, ReleaseCollector, RunCollector
+from cli.flow_metrics import (
+    HealthCollector,
+    HomeCollector,
+    LedgerReader,
+    ReleaseCollector,
+    RunCollector,
+)
 from cli.ports import LOOPBACK
 from core.errors import SerinError
 from core.settings import Settings
@@ -30,8 +36,10 @@ def make_registry(settings: Settings) -> CollectorRegistry:
     """Return everything that is shown of one home."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
+    reader = LedgerReader(settings)
     for collector in (
-        ReleaseCollector(settings),
+        ReleaseCollector(reader),
+        HealthCollector(reader),
         RunCollector(settings.home / "reports"),
         HomeCollector(settings.home),
     ):

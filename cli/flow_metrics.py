@@ -1,4 +1,4 @@
-"""What releases, daily runs and the stack's parts were like, read when somebody scrapes.
+"""What releases, daily runs, the watch and the stack's parts were like, read at each scrape.
 
 Short-lived processes cannot be scraped: their figures lie in the ledger and in the runs' folders.
 """
@@ -56,12 +56,27 @@ class Durations:
         return made
 
 
+class LedgerReader:
+    """The ledger of a home, opened once there is one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._ledger: Ledger | None = None
+
+    def open(self) -> "Ledger | None":
+        """Return the ledger; None while there is none or it does not answer."""
+        from cli.overview import open_ledger
+
+        if self._ledger is None:
+            self._ledger = open_ledger(self.settings, [])
+        return self._ledger
+
+
 class ReleaseCollector(Collector):
     """The newest releases of one service, from the ledger; nothing while that does not answer."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._ledger: Ledger | None = None
+    def __init__(self, reader: LedgerReader) -> None:
+        self._reader = reader
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
@@ -97,17 +112,54 @@ class ReleaseCollector(Collector):
         yield _gauge("serin_release_alarms", "Alarms raised by those releases", alarms)
 
     def _releases(self) -> "list[Release] | None":
-        from cli.overview import open_ledger
-
+        ledger, settings = self._reader.open(), self._reader.settings
+        if ledger is None:
+            return None
         try:
-            if self._ledger is None:
-                self._ledger = open_ledger(self._settings, [])
-            if self._ledger is None:
-                return None
-            settings = self._settings
-            return self._ledger.releases(settings.service, settings.namespace, RELEASES_MAX)
+            return ledger.releases(settings.service, settings.namespace, RELEASES_MAX)
         except SerinError:
             return None
+
+
+class HealthCollector(Collector):
+    """What the watch found at its last look: figures that no lasting process counts among them."""
+
+    def __init__(self, reader: LedgerReader) -> None:
+        self._reader = reader
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families; nothing before the first look."""
+        from tasks.remembering import Notes
+
+        ledger, settings = self._reader.open(), self._reader.settings
+        if ledger is None:
+            return
+        try:
+            found = Notes(ledger, settings.namespace, settings.service).read()
+        except SerinError:
+            return
+        if not found.time_seconds:
+            return
+        name = "serin_health_look_timestamp_seconds"
+        yield _gauge(name, "The watch's last look since the epoch", found.time_seconds)
+        figures = GaugeMetricFamily(
+            "serin_health_figure", "The health matrix's figures that are known", labels=("metric",)
+        )
+        for metric, reading in found.readings.items():
+            if reading.value is not None:
+                figures.add_metric((metric,), reading.value)
+        yield figures
+        acting = GaugeMetricFamily(
+            "serin_health_acting", "1 while the row's recovery is in force", labels=("row",)
+        )
+        unknown = GaugeMetricFamily(
+            "serin_health_unknown", "1 while the row lacks data for too long", labels=("row",)
+        )
+        for row, state in found.states.items():
+            acting.add_metric((row,), float(state.active and not state.dry))
+            unknown.add_metric((row,), float(state.no_data))
+        yield acting
+        yield unknown
 
 
 class RunCollector(Collector):

@@ -81,6 +81,16 @@ RELEASE = (
         "short",
         (('sum by (alertname) (ALERTS{alertstate="firing"})', "{{alertname}}"),),
     ),
+    Panel(
+        "Health matrix: rows that act, rows without data",
+        "short",
+        (("serin_health_acting", "{{row}} acts"), ("serin_health_unknown", "{{row}} unknown")),
+    ),
+    Panel(
+        "Age of the watch's last look",
+        "s",
+        (("time() - max(serin_health_look_timestamp_seconds)", "age"),),
+    ),
 )
 SERVING = (
     Panel(

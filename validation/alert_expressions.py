@@ -1,10 +1,11 @@
 """The health matrix's figures as Prometheus computes them from what Serin's processes expose.
 
-Knows names of metrics; a figure that no process exposes has no expression and no alert.
+Knows names of metrics. What only the watch can measure is taken from its last look.
 """
 
 from collections.abc import Callable, Mapping
 
+from validation.health_config import Metric
 from validation.health_figures import MALFORMED
 
 GATEWAY = "serin_gateway_"
@@ -65,7 +66,11 @@ def _routing(service: str, span: str, least: int) -> str:
     return f"(abs({share} - {declared}) and {_enough(service, span, least)})"
 
 
-EXPRESSIONS: Mapping[str, Expression] = {
+def _looked(metric: Metric) -> Expression:
+    return lambda service, span, least: f'max(serin_health_figure{{metric="{metric}"}})'
+
+
+EXPRESSIONS: Mapping[Metric, Expression] = {
     "memory_share": _memory,
     "request_rate": _rate,
     "latency_p95_seconds": _latency,
@@ -89,5 +94,7 @@ EXPRESSIONS: Mapping[str, Expression] = {
     "disk_used_share": lambda service, span, least: (
         "(1 - min(serin_home_disk_free_bytes / serin_home_disk_size_bytes))"
     ),
+    "prompt_drift": _looked("prompt_drift"),
+    "ledger_problems": _looked("ledger_problems"),
 }
 """Strikes are those of all clients together here: a label per client would have no bound."""

@@ -14,6 +14,9 @@ from validation.prometheus_rule import duration, rule_groups
 HEALTH_GROUP = "serin-health"
 RECORD_GROUP = "serin-figures"
 EVALUATE_SECONDS = 60.0
+WATCH_SECONDS_MAX = 180.0
+"""Since the last look of the watch, which looks each minute."""
+WATCH_FOR_SECONDS = 300.0
 URGENT = frozenset(("roll_back", "ban", "scale_out", "degrade"))
 RECORDS: tuple[tuple[str, str], ...] = (
     (
@@ -61,15 +64,12 @@ def all_rules(canary: ClassicConfig, health: HealthConfig, service: str) -> dict
             "rules": [
                 _alert(name, row, health, service)
                 for name, row in health.rows.items()
-                if row.mode != "off" and _expressible(row)
-            ],
+                if row.mode != "off"
+            ]
+            + [_watch_alert(service)],
         },
     ]
     return {"groups": groups}
-
-
-def _expressible(row: Row) -> bool:
-    return all(condition.metric in EXPRESSIONS for condition in row.conditions)
 
 
 def _alert(name: str, row: Row, health: HealthConfig, service: str) -> dict[str, Any]:
@@ -94,5 +94,21 @@ def _alert(name: str, row: Row, health: HealthConfig, service: str) -> dict[str,
         "annotations": {
             "summary": f"{service}: {said}",
             "description": f"the health matrix answers with: {row.recovery}; see `serin health`",
+        },
+    }
+
+
+def _watch_alert(service: str) -> dict[str, Any]:
+    """What heals must itself be watched: no look for too long, or none at all."""
+    looked = "serin_health_look_timestamp_seconds"
+    return {
+        "alert": "SerinWatch",
+        "expr": f"(time() - max({looked}) > {WATCH_SECONDS_MAX:g}) or absent({looked})",
+        "for": duration(WATCH_FOR_SECONDS),
+        "labels": {"severity": "critical", "service": service, "row": "watch"},
+        "annotations": {
+            "summary": f"{service}: the watch does not look",
+            "description": "nothing is healed and no canary is judged from outside: see "
+            "`serin status` for the worker, `serin health` for the last look",
         },
     }

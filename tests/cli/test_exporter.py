@@ -8,13 +8,22 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from cli.discovery import targets
-from cli.flow_metrics import RUNS_MAX, HomeCollector, ReleaseCollector, RunCollector
+from cli.flow_metrics import (
+    RUNS_MAX,
+    HealthCollector,
+    HomeCollector,
+    LedgerReader,
+    ReleaseCollector,
+    RunCollector,
+)
 from core.contracts import Candidate
 from core.settings import Settings
 from rollout.conductor import Conductor
 from rollout.fake_inference_service import FakeInferenceServices
 from rollout.ledger import Ledger
 from rollout.plan import ReleasePlan
+from tasks.remembering import Notes, Remembered
+from validation.health import Reading, RowState
 
 
 def samples(collector: Collector) -> dict[tuple[str, ...], float]:
@@ -62,7 +71,7 @@ def test_only_the_newest_runs_are_read(tmp_path: Path) -> None:
 
 def test_releases_are_counted_from_the_ledger_once_there_is_one(tmp_path: Path) -> None:
     settings = Settings.read({"SERIN_HOME": str(tmp_path)})
-    collector = ReleaseCollector(settings)
+    collector = ReleaseCollector(LedgerReader(settings))
     assert samples(collector) == {}
     ledger = Ledger(settings.ledger_url)
     conductor = Conductor(ledger, FakeInferenceServices(), "flow", sleep=lambda _: None)
@@ -80,6 +89,35 @@ def test_releases_are_counted_from_the_ledger_once_there_is_one(tmp_path: Path) 
     assert found["serin_release_running",] == 0
     assert found["serin_releases", "first", "promoted"] == 1
     assert found["serin_release_seconds_count", "first", "promoted"] == 1
+
+
+def test_the_watchs_last_look_is_shown_with_the_figures_that_only_it_knows(tmp_path: Path) -> None:
+    settings = Settings.read({"SERIN_HOME": str(tmp_path)})
+    collector = HealthCollector(LedgerReader(settings))
+    assert samples(collector) == {}
+    ledger = Ledger(settings.ledger_url)
+    assert samples(collector) == {}  # it has not looked yet
+    seen = Remembered(
+        time_seconds=1000.0,
+        readings={"prompt_drift": Reading(0.3), "ledger_problems": Reading(why="not yet")},
+        states={
+            "prompt_drift": RowState(active=True),
+            "disk": RowState(active=True, dry=True),
+            "memory": RowState(no_data=True),
+        },
+    )
+    Notes(ledger, settings.namespace, settings.service).keep(seen)
+    ledger.close()
+    assert samples(collector) == {
+        ("serin_health_look_timestamp_seconds",): 1000.0,
+        ("serin_health_figure", "prompt_drift"): 0.3,
+        ("serin_health_acting", "prompt_drift"): 1.0,
+        ("serin_health_acting", "disk"): 0.0,
+        ("serin_health_acting", "memory"): 0.0,
+        ("serin_health_unknown", "prompt_drift"): 0.0,
+        ("serin_health_unknown", "disk"): 0.0,
+        ("serin_health_unknown", "memory"): 1.0,
+    }
 
 
 def test_the_disk_is_the_homes(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -11,11 +11,13 @@ import yaml
 from validation.alert_expressions import EXPRESSIONS
 from validation.alerting import all_rules
 from validation.canary import CanaryConfig
-from validation.health_config import DEFAULT_ROWS, HealthConfig
+from validation.health_config import DEFAULT_ROWS, HealthConfig, Metric
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed; see `make programs`"
 )
+LOOKED = "serin_health_look_timestamp_seconds"
+PROBLEMS = 'serin_health_figure{metric="ledger_problems"}'
 SLOW_DISK = {"disk": {"for_seconds": 900, "clear_seconds": 0}}
 
 
@@ -37,16 +39,22 @@ def disk(used: str) -> list[dict[str, str]]:
     ]
 
 
-def fires(folder: Path, rows: dict[str, Any], inputs: list[dict[str, str]], minute: int) -> bool:
-    """Whether SerinDisk fires in that minute."""
+def fires(
+    folder: Path,
+    rows: dict[str, Any],
+    inputs: list[dict[str, str]],
+    minute: int,
+    alert: str = "SerinDisk",
+) -> bool:
+    """Whether an alert fires in that minute."""
     rules = all_rules(CanaryConfig(), HealthConfig(rows=rows), "assistant")
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
-    at = {"eval_time": f"{minute}m", "alertname": "SerinDisk", "exp_alerts": []}
+    at = {"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": []}
     test = {"interval": "1m", "input_series": inputs, "alert_rule_test": [at]}
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
     (folder / "test.yaml").write_text(yaml.safe_dump(content))
     ran = promtool(folder, "test", "rules", "test.yaml")
-    assert "SerinDisk" in ran.stderr + ran.stdout or ran.returncode == 0, ran.stderr
+    assert alert in ran.stderr + ran.stdout or ran.returncode == 0, ran.stderr
     return ran.returncode != 0
 
 
@@ -80,14 +88,27 @@ def test_an_alert_stays_until_its_row_was_clear_for_long_enough(tmp_path: Path) 
     assert not fires(tmp_path, rows, cleared, 9)
 
 
-def test_each_row_that_processes_can_show_has_its_alert() -> None:
+def test_each_row_has_its_alert_and_so_has_the_watch() -> None:
     health = all_rules(CanaryConfig(), HealthConfig(), "assistant")["groups"][-1]["rules"]
-    shown = {
-        name
-        for name, row in DEFAULT_ROWS.items()
-        if all(condition.metric in EXPRESSIONS for condition in row.conditions)
-    }
-    assert {rule["labels"]["row"] for rule in health} == shown
-    assert {*DEFAULT_ROWS} - shown == {"prompt_drift", "ledger"}
+    assert [rule["labels"]["row"] for rule in health] == [*DEFAULT_ROWS, "watch"]
+    assert {*EXPRESSIONS} == {*get_args(Metric)}
     off = all_rules(CanaryConfig(), HealthConfig(rows={"disk": {"mode": "off"}}), "assistant")
     assert "SerinDisk" not in [rule["alert"] for rule in off["groups"][-1]["rules"]]
+
+
+@pytest.mark.parametrize(
+    ("alert", "looks", "minute", "fired"),
+    [
+        ("SerinWatch", [{"series": LOOKED, "values": "0+60x30"}], 30, False),
+        ("SerinWatch", [{"series": LOOKED, "values": "0+60x9 540x20"}], 16, False),
+        ("SerinWatch", [{"series": LOOKED, "values": "0+60x9 540x20"}], 18, True),
+        ("SerinWatch", [], 4, False),
+        ("SerinWatch", [], 5, True),
+        ("SerinLedger", [{"series": PROBLEMS, "values": "0x9 1x20"}], 9, False),
+        ("SerinLedger", [{"series": PROBLEMS, "values": "0x9 1x20"}], 10, True),
+    ],
+)
+def test_a_watch_that_does_not_look_and_what_only_it_finds_are_told(
+    tmp_path: Path, alert: str, looks: list[dict[str, str]], minute: int, fired: bool
+) -> None:
+    assert fires(tmp_path, {}, looks, minute, alert) is fired
