@@ -3,6 +3,7 @@
 A folder or any fsspec address such as s3://. Knows no room's files and not what they mean.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +163,11 @@ class BackupPlace:
             raise InputError(f"a backup {backup_id} was begun already; try again")
         self.put_bytes(f"begun/{backup_id}", b"begun\n")
         return backup_id
+
+    def withdraw(self, backup_id: str) -> None:
+        """Forget a backup that was begun and did not come about, when its maker tells so itself."""
+        with contextlib.suppress(SerinError):  # still listed as not whole, which is true
+            self._remove(f"begun/{backup_id}")
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, the last thing of a backup: with it the backup is whole."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import zstandard
-from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from core.backup_place import BackupPlace
 from core.digests import digest_bytes
@@ -105,6 +105,7 @@ def load(url: str, segments: Sequence[Segment]) -> None:
             _insert(connection, EVENTS, segment.rows["events"])
             for table, key in KEYS:
                 _replace(connection, table, key, segment.rows[table.name])
+        _number_on(connection)
 
     try:
         database.write(work)
@@ -214,6 +215,14 @@ def _rows(connection: Connection, query: Any, table: Table) -> list[dict[str, An
 def _insert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
     for start in range(0, len(rows), ROWS_AT_ONCE):
         connection.execute(insert(table), rows[start : start + ROWS_AT_ONCE])
+
+
+def _number_on(connection: Connection) -> None:
+    """Let PostgreSQL number new samples after the copied ones; SQLite does so by itself."""
+    if connection.dialect.name == "postgresql":
+        last = select(func.coalesce(func.max(SAMPLES.c.sample_id), 0) + 1).scalar_subquery()
+        own = func.pg_get_serial_sequence(SAMPLES.name, SAMPLES.c.sample_id.name)
+        connection.execute(select(func.setval(own, last, False)))
 
 
 def _replace(

@@ -65,12 +65,13 @@ def back_up(
     """Make one backup and remove those older than `days`, never the last good one.
 
     `whole` sends every blob again, which heals damaged ones. Raises ConflictError when files keep
-    changing, UnavailableError when the place does not answer; the backup is then told as partial.
+    changing, UnavailableError when the place does not answer. Where this process dies, or the place
+    stays silent, the backup is told as partial from then on.
     """
     began = time.monotonic()
     for attempt in range(TRIES):
         try:
-            manifest, sent = _back_up_once(settings, place, whole)
+            manifest, sent = _begun(settings, place, whole)
             break
         except FileNotFoundError as error:
             if attempt == TRIES - 1:
@@ -81,9 +82,19 @@ def back_up(
     return Made(manifest, sent, tuple(pruned), time.monotonic() - began)
 
 
-def _back_up_once(settings: Settings, place: BackupPlace, whole: bool) -> tuple[Manifest, int]:
+def _begun(settings: Settings, place: BackupPlace, whole: bool) -> tuple[Manifest, int]:
     at = time.time()
     backup_id = place.begin(at)
+    try:
+        return _back_up_once(settings, place, whole, backup_id, at)
+    except BaseException:
+        place.withdraw(backup_id)
+        raise
+
+
+def _back_up_once(
+    settings: Settings, place: BackupPlace, whole: bool, backup_id: str, at: float
+) -> tuple[Manifest, int]:
     counts: list[int] = []
     with tempfile.TemporaryDirectory(prefix="serin-backup-") as scratch:
         database = _registry_copy(settings, Path(scratch))

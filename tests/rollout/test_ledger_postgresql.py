@@ -17,14 +17,18 @@ from release_scenarios import ROLL_BACK, SERVICE, begin, bundle, candidate, fini
 from sqlalchemy import Connection, text
 
 from cli.history import history
+from core.backup_place import BackupPlace
 from core.contracts import CounterSample, ReleaseState
 from core.errors import ConfigurationError, ConflictError, FencedError, UnavailableError
+from core.settings import Settings
 from rollout.conductor import Conductor
 from rollout.database import Database
 from rollout.fake_inference_service import FakeInferenceServices
 from rollout.ledger import Ledger
 from rollout.schema import prepare
 from rollout.writer import Writer
+from tasks.backups import back_up
+from tasks.restoring import restore
 
 START_SECONDS = 60
 OPTIONS = "-c fsync=off -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -p "
@@ -208,6 +212,38 @@ def test_many_writers_append_one_unbroken_chain(ledger: Ledger, url: str) -> Non
     assert len(ledger.events()) == 40
     assert len(ledger.samples("r-1")) == 4
     assert ledger.verify() == []
+
+
+def test_a_home_is_restored_into_it_and_goes_on(
+    url: str, services: FakeInferenceServices, tmp_path: Path
+) -> None:
+    """A SQLite home, whose releases have been scraped, comes back with PostgreSQL as its ledger."""
+    settings = Settings.read({"SERIN_HOME": str(tmp_path / "home")})
+    lost = Ledger(settings.ledger_url)
+    conductor = Conductor(lost, services, "flow")
+    promote(conductor, "1")
+    running = begin(conductor, "2", "1")
+    sample = CounterSample(1.0, 0.5, None, None)
+    for _ in range(3):
+        lost.add_sample(running.release_id, sample)
+    place = BackupPlace(str(tmp_path / "place"))
+    back_up(settings, place)
+    before = lost.events()
+    lost.close()
+    found = restore(place, tmp_path / "new", ledger_url=url)
+    assert (found.stable_version, found.active_releases) == ("1", (running.release_id,))
+    assert not [*(tmp_path / "new").glob("ledger.db*")]
+    restored = Ledger(url)
+    assert restored.events()[:-1] == before
+    restored.add_sample(running.release_id, sample)
+    assert len(restored.samples(running.release_id)) == 4
+    ended = Conductor(restored, services, "flow").roll_back(running.release_id, "lost", "keeper")
+    assert ended.state is ReleaseState.ROLLED_BACK
+    assert restored.verify() == []
+    restored.close()
+    with pytest.raises(ConflictError, match="is not empty"):
+        restore(place, tmp_path / "again", ledger_url=url)
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_restarted_server_is_found_again(ledger: Ledger, server: Server) -> None:

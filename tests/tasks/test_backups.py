@@ -9,7 +9,7 @@ import pytest
 
 from core.backup_place import BackupPlace
 from core.contracts import ReleaseState
-from core.errors import IntegrityError, RefusedError
+from core.errors import IntegrityError, RefusedError, UnavailableError
 from core.settings import Settings
 from registry.connection import Connection
 from rollout.conductor import Conductor
@@ -110,6 +110,25 @@ def test_a_daily_backup_is_cheap_and_a_harmed_place_is_healed(
     restore(place, tmp_path / "new")
     with pytest.raises(RefusedError, match="is not empty"):
         restore(place, tmp_path / "new")
+
+
+def test_a_failed_backup_leaves_nothing_to_be_told_as_partial(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = BackupPlace(str(tmp_path / "place"))
+    send, failures = place.send, [FileNotFoundError("gone meanwhile"), UnavailableError("full")]
+
+    def fail(*arguments: object, **named: object) -> object:
+        if failures:
+            raise failures.pop(0)
+        return send(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(place, "send", fail)
+    with pytest.raises(UnavailableError, match="full"):  # the first one was tried again
+        back_up(small, place)
+    assert place.kept() == []
+    made = back_up(small, place)
+    assert [item.backup_id for item in place.kept()] == [made.manifest.backup_id]
 
 
 def test_a_version_that_became_stable_after_the_backup_is_named(
