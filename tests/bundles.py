@@ -6,6 +6,7 @@ same on every engine and precision; at temperature 2 about half of the tokens ar
 `python -m tests.bundles FOLDER` builds one with training.bundle and prints its path.
 """
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,12 @@ CONTEXT_LENGTH = 4096
 HIDDEN = 320
 LOGIT_GAP = 12.0
 """Greedy is sure of itself; at temperature 2 exp(6) stands against about 260 other tokens."""
+
+
+def said(tokens: int) -> str:
+    """Return what `tokens` tokens of a chat answer say; the model speaks one byte per token."""
+    spoken = itertools.islice(itertools.cycle(CHAT_LOOP.encode()), tokens)
+    return bytes(spoken).decode(errors="replace")
 
 
 def scripted_bundle(folder: Path) -> Path:
@@ -106,10 +113,10 @@ def scripted_model(tokenizer: Any) -> Any:
     size, end = len(tokenizer), tokenizer.convert_tokens_to_ids(END)
     following = [end] * size
     start = tokenizer.convert_tokens_to_ids("<|assistant|>")
-    said = tokenizer(CHAT_LOOP, add_special_tokens=False).input_ids
+    spoken = tokenizer(CHAT_LOOP, add_special_tokens=False).input_ids
     counted = tokenizer(COUNTING, add_special_tokens=False).input_ids
     letters = tokenizer(ALPHABET, add_special_tokens=False).input_ids
-    loop = dict(zip([start, *said], [*said, said[0]], strict=True))
+    loop = dict(zip([start, *spoken], [*spoken, spoken[0]], strict=True))
     for known in (dict(zip(letters, letters[1:] + letters[:1], strict=True)), loop):
         for token, after in known.items():
             following[token] = after

@@ -13,7 +13,7 @@ from serving.engines.engine import GenerationRequest, Sampling
 from serving.engines.openvino import OpenVinoEngine
 from serving.engines.ticket import Ticket
 from serving.predictor_config import PredictorConfig
-from tests.bundles import CHAT_LOOP
+from tests.bundles import said
 
 
 @pytest.fixture
@@ -32,11 +32,6 @@ def asked(engine: OpenVinoEngine, tokens: int) -> GenerationRequest:
 
 async def answer(engine: OpenVinoEngine, tokens: int) -> str:
     return "".join([piece.text async for piece in engine.generate(asked(engine, tokens))])
-
-
-def said(tokens: int) -> str:
-    loops = -(-tokens // len(CHAT_LOOP.encode()))
-    return (CHAT_LOOP * loops).encode()[:tokens].decode(errors="replace")
 
 
 def test_requests_that_come_as_others_end_are_all_answered(started: OpenVinoEngine) -> None:

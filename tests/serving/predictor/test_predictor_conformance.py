@@ -1,13 +1,12 @@
 """The OpenAI API behaves the same on every engine, seen through the official client."""
 
-import itertools
 from typing import Any
 
 import openai
 import pytest
 from predictor_process import PredictorProcess, ask
 
-from tests.bundles import CHAT_LOOP, CONTEXT_LENGTH
+from tests.bundles import CHAT_LOOP, CONTEXT_LENGTH, said
 
 LOOP_BYTES = len(CHAT_LOOP.encode())
 LOOPS = 100
@@ -15,12 +14,6 @@ LOOPS = 100
 PROMPT = [{"role": "user", "content": "hi"}]
 PROMPT_TOKENS = 5
 """<|user|> h i <|end|> <|assistant|>."""
-
-
-def said(tokens: int) -> str:
-    """Return what `tokens` tokens of a chat answer say; the model speaks one byte per token."""
-    spoken = itertools.islice(itertools.cycle(CHAT_LOOP.encode()), tokens)
-    return bytes(spoken).decode(errors="replace")
 
 
 def test_a_chat_answer_is_whole_counted_and_signed(predictor: PredictorProcess) -> None:
