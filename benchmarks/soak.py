@@ -122,7 +122,7 @@ def run(minutes: float, trace: Path | None, rps: float, quick: bool) -> dict[str
             reuse_connections=False,
         )
         load = LoadGenerator(config, (), timed)
-        watch = ProcessWatch(stack.settings.home, stack.names, seconds / SAMPLES)
+        watch = ProcessWatch(stack.settings.home, stack.names, stack.ports, seconds / SAMPLES)
         with watch:
             load.start()
             changes = make_changes(stack, load, seconds)
@@ -185,11 +185,11 @@ def goals(
     unexplained_all = unexplained(traffic.failures, changes) + traffic.limited + traffic.skipped
     during = sum(one.to_seconds <= traffic.seconds and not one.error for one in changes)
     judged = [row for row in rows if row["judged"]]
-    pss = max((row["pss_growth_percent"] for row in judged), default=0.0)
+    memory = max((row["anonymous_growth_percent"] for row in judged), default=0.0)
     files = max((row["open_files_growth"] for row in judged), default=0)
     wanted: list[tuple[str, float, float, bool]] = [
         ("requests without an answer and without a cause", unexplained_all, 0, False),
-        ("largest growth of a process's memory (PSS) in percent", pss, GROWTH_PERCENT_GOAL, False),
+        ("largest growth of a process's own memory in percent", memory, GROWTH_PERCENT_GOAL, False),
         ("largest growth of a process's open files", files, 0, False),
         ("changes made under the load", during, CHANGES, True),
         ("problems in the ledger's chain", problems, 0, False),

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,14 +89,18 @@ class Client:
                     first = last = math.nan
                     tokens = content["usage"]["completion_tokens"]
         except (aiohttp.ClientError, TimeoutError, OSError, KeyError, ValueError) as error:
-            self.failures.append(f"{type(error).__name__}: {error}"[:200])
+            self._failed(f"{type(error).__name__}: {error}"[:200])
             return
         ended = time.perf_counter()
         if tokens != asked.tokens:
-            self.failures.append(f"{tokens} tokens instead of {asked.tokens}")
+            self._failed(f"{tokens} tokens instead of {asked.tokens}")
             return
         gap = (last - first) / max(1, tokens - 1)
         self.answers.append(Answered(tokens, ended, ended - began, first - began, gap))
+
+    def _failed(self, cause: str) -> None:
+        self.failures.append(cause)
+        print(f"{self._url}: {cause}", file=sys.stderr)
 
 
 async def _read_stream(answer: aiohttp.ClientResponse) -> tuple[float, float, int]:

@@ -1,17 +1,20 @@
 """Memory and open files of every process of a home over time, and how much they grew.
 
 Linux only (/proc). PSS counts shared pages by halves, thirds, ...; it moves when a neighbour that
-maps the same files starts or ends. Its anonymous part is what the process itself has taken.
+maps the same files starts or ends. Its anonymous part is what the process itself has taken, and is
+what is judged. Connections to predictors, which the gateway keeps for a moment, are counted apart.
 """
 
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cli.environment import MEMBER_VARIABLE
 from cli.processes import Identity, members
@@ -35,6 +38,7 @@ class Sample:
     pss_mib: float
     anonymous_mib: float
     files: int
+    connections: int = 0
 
 
 @dataclass(slots=True)
@@ -48,13 +52,19 @@ class Watched:
 class ProcessWatch:
     """Samples every process of a home each `interval_seconds` between entering and leaving.
 
-    `names` returns the names of processes by pid, as far as somebody has named them.
+    `names` returns the names of processes by pid, as far as somebody has named them; `ports` those
+    that predictors listen on.
     """
 
     def __init__(
-        self, home: Path, names: Callable[[], dict[int, str]], interval_seconds: float
+        self,
+        home: Path,
+        names: Callable[[], dict[int, str]],
+        ports: Callable[[], set[int]],
+        interval_seconds: float,
     ) -> None:
-        self._home, self._names, self._interval = home, names, interval_seconds
+        self._home, self._names, self._ports = home, names, ports
+        self._interval = interval_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._began = time.monotonic()
@@ -82,6 +92,7 @@ class ProcessWatch:
                 "pss_mib": [round(item.pss_mib, 1) for item in watched.samples],
                 "anonymous_mib": [round(item.anonymous_mib, 1) for item in watched.samples],
                 "open_files": [item.files for item in watched.samples],
+                "connections": [item.connections for item in watched.samples],
             }
             for watched in self.seen.values()
             if len(watched.samples) > SERIES_SAMPLES_MIN
@@ -89,9 +100,9 @@ class ProcessWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
-            names = self._names()
+            names, ports = self._names(), self._ports()
             for identity in members(MEMBER_VARIABLE, str(self._home)):
-                sample = look(identity.pid, self.elapsed())
+                sample = look(identity.pid, self.elapsed(), ports)
                 if sample is None:
                     continue  # it ended meanwhile
                 watched = self.seen.get(identity)
@@ -100,17 +111,23 @@ class ProcessWatch:
                 watched.samples.append(sample)
 
 
-def look(pid: int, at_seconds: float) -> Sample | None:
-    """Read one process's memory and open files; None when it is gone."""
+def look(pid: int, at_seconds: float, ports: Container[int] = ()) -> Sample | None:
+    """Read one process's memory and open files; None when it is gone.
+
+    Connections to `ports` on this machine are counted apart.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        found = psutil.Process(pid).connections("tcp4")
         files = len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
+    except (OSError, psutil.Error):
         return None
+    connections = sum(bool(item.raddr) and item.raddr.port in ports for item in found)
     kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
     if "Pss" not in kib:
         return None  # it has ended and is not waited for yet
-    return Sample(at_seconds, kib["Pss"] / 1024, kib["Pss_Anon"] / 1024, files)
+    memory = kib["Pss"] / 1024, kib["Pss_Anon"] / 1024
+    return Sample(at_seconds, *memory, max(0, files - connections), connections)
 
 
 def name_of(pid: int, names: dict[int, str]) -> str:
@@ -144,6 +161,7 @@ def growth(watched: Watched, warm_seconds: float) -> dict[str, Any] | None:
             [s.anonymous_mib for s in first], [s.anonymous_mib for s in last]
         ),
         "open_files": [round(_median([s.files for s in part])) for part in (first, last)],
+        "connections": [round(_median([s.connections for s in part])) for part in (first, last)],
         # A request in flight opens a file for a moment; what stays open raises the fewest seen.
         "open_files_growth": min(s.files for s in last) - min(s.files for s in first),
     }

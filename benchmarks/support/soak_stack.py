@@ -167,6 +167,11 @@ class SoakStack:
         listed = self._control("processes.json")["processes"]
         return named | {int(i["pid"]): f"predictor {i['revision']}" for i in listed}
 
+    def ports(self) -> set[int]:
+        """Ports that predictors listen on."""
+        listed = self._control("processes.json")["processes"]
+        return {int(i["port"]) for i in listed if i["port"]}
+
     def _control(self, name: str) -> Any:
         return json.loads((self.settings.home / "control" / name).read_text())
 

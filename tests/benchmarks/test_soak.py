@@ -1,6 +1,7 @@
 """What explains a failure, and what counts as growth."""
 
 import os
+import socket
 from collections.abc import Sequence
 
 from benchmarks.soak import KILL, Change, goals, unexplained
@@ -62,9 +63,9 @@ def test_prometheus_is_shown_and_not_judged() -> None:
         for name, last in memory.items()
     ]
     rows = [row for row in grew if row is not None]
-    assert [row["pss_growth_percent"] for row in rows] == [1.0, 100.0]
+    assert [row["anonymous_growth_percent"] for row in rows] == [1.0, 100.0]
     found = {goal["name"]: goal for goal in goals(Tally(10, 1).report(), [], rows, 0)}
-    assert found["largest growth of a process's memory (PSS) in percent"]["value"] == 1.0
+    assert found["largest growth of a process's own memory in percent"]["value"] == 1.0
 
 
 def test_a_look_at_this_process_sees_its_memory_and_files() -> None:
@@ -75,3 +76,16 @@ def test_a_look_at_this_process_sees_its_memory_and_files() -> None:
     assert after is not None
     assert after.files == before.files + 1
     assert 1 < before.anonymous_mib < before.pss_mib < 100_000
+
+
+def test_connections_to_predictors_are_counted_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        before = look(os.getpid(), 0.0, {port})
+        with socket.create_connection(("127.0.0.1", port)):
+            kept, other = look(os.getpid(), 1.0, {port}), look(os.getpid(), 1.0, {port + 1})
+    assert before is not None
+    assert kept is not None
+    assert other is not None
+    assert (kept.files, kept.connections) == (before.files, 1)
+    assert (other.files, other.connections) == (before.files + 1, 0)

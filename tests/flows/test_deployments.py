@@ -71,7 +71,8 @@ class Deployed:
             run: dict[str, Any] = self.api("GET", f"flow_runs/{run_id}")
             return run if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED") else None
 
-        return wait(look, f"the end of run {run_id}")
+        found: dict[str, Any] = wait(look, f"the end of run {run_id}")
+        return found
 
     def api(self, method: str, path: str, body: Any = None) -> Any:
         """Ask Prefect's server."""
@@ -117,7 +118,7 @@ def promote(settings: Settings, ledger: Ledger, bundle: Path) -> None:
         verdict_digest="d" * 64, stable_version=None,
     )  # fmt: skip
     conductor = Conductor(ledger, KubernetesClient(settings.kube_url), "test")
-    plan = ReleasePlan(shares=(100,), step_seconds_min=0, step_requests_min=0)
+    plan = ReleasePlan(shares=(50, 100), step_seconds_min=0, step_requests_min=0)
     release = conductor.start(conductor.propose(candidate, plan).release_id)
     until(lambda: conductor.advance(release.release_id, PROMOTE).final, "version 1", 120)
 
