@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -141,7 +140,11 @@ def test_a_backup_is_made_and_its_drill_restores_serves_and_compares(deployed: D
 def test_drifted_traffic_starts_a_daily_run_when_the_row_says_so(
     deployed: Deployed, tmp_path: Path
 ) -> None:
-    """The signal reaches the watch, the watch's row acts, and the worker runs what it started."""
+    """The signal reaches the watch, the watch's row acts, and the worker runs what it started.
+
+    The registry does not know version 1, so that the watch cannot settle its release: it heals
+    all the same, and its run says what it could not do.
+    """
     trained: dict[str, Counter[str]] = {}
     for (feature, bucket), count in features("Where is my parcel?").items():
         trained.setdefault(feature, Counter())[bucket] += count * 500
@@ -152,8 +155,8 @@ def test_drifted_traffic_starts_a_daily_run_when_the_row_says_so(
     nothing_new.mkdir()
     daily = deployed.deployment("retrain/daily")["parameters"]
     deployed.change("retrain/daily", ingest={**daily["ingest"], "data": str(nothing_new)})
-    looks = {"drift_seconds": 1, "prompts_min": 5, "rows": {"prompt_drift": DRIFTS}}
-    deployed.change("watch/watch", health=looks)
+    health = {"drift_seconds": 1, "prompts_min": 5, "rows": {"prompt_drift": DRIFTS}}
+    deployed.change("watch/watch", health=health)
     turns = [{"role": "user", "content": "请问我的包裹现在到哪里了，什么时候可以送到？"}]
     body = {"model": deployed.settings.service, "messages": turns, "max_tokens": 4}
     for _ in range(PROMPTS):
@@ -170,9 +173,14 @@ def test_drifted_traffic_starts_a_daily_run_when_the_row_says_so(
     assert done.kind == "health_done"
     run = deployed.ended(done.body["flow_run_id"])
     assert run["deployment_id"] == deployed.deployment("retrain/daily")["id"]
-    assert run["state"]["type"] == "COMPLETED", run["state"]
+    assert str(nothing_new) in run["state"]["message"], run["state"]["message"]
     seen = json.loads(serin("health", "--json", environment=deployed.environment, seconds=60))
     assert seen["rows"]["prompt_drift"]["stands"] == "acting"
-    time.sleep(2)
+
+    def told() -> bool:
+        looks = deployed.api("POST", "flow_runs/filter", {"flows": {"name": {"any_": ["watch"]}}})
+        return any("Model Version" in str(one["state"]["message"]) for one in looks)
+
+    wait(told, "a watch that says what it could not do")
     runs = deployed.api("POST", "flow_runs/filter", {"deployments": {"name": {"any_": ["daily"]}}})
     assert len([one for one in runs if one["state_type"] != "SCHEDULED"]) == 1
