@@ -37,7 +37,10 @@ LARGE = StepLimits(tokens=512, kernels=100)
 
 
 def is_small(folder: Path) -> bool:
-    """Return whether compiling kernels takes longer than a step of the model in `folder`."""
+    """Return whether compiling kernels takes longer than a step of the model in `folder`.
+
+    Of missing weights the pipeline itself tells.
+    """
     weights = folder / "openvino_model.bin"
     return not weights.exists() or weights.stat().st_size <= SMALL_MODEL_BYTES
 

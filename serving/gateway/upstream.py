@@ -19,8 +19,8 @@ REVISION_HEADER = "x-serin-revision"
 REGION_HEADER = "x-serin-region"
 """To another region's gateway: who has chosen it already. To a client: which region answered."""
 IDLE_SECONDS = 2.0
-"""An unused connection is closed before the predictor's server does it (5 s): no race between
-its close and our next request."""
+"""An unused connection is closed before any server does it (uvicorn after 5 s, if nothing else is
+said): no race between its close and our next request."""
 READY_PATH = "/v2/health/ready"
 IDENTITY_PATH = "/serin/identity"
 IDENTITY_BYTES_MAX = 1 << 16
