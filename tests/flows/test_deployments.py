@@ -137,6 +137,25 @@ def test_a_backup_is_made_and_its_drill_restores_serves_and_compares(deployed: D
     assert event.body["rpo_events"] <= 1
 
 
+def let_drift(deployed: Deployed, days: Path) -> None:
+    """Train on English, ask in Chinese, and let that start a daily run, which finds no day."""
+    trained: dict[str, Counter[str]] = {}
+    for (feature, bucket), count in features("Where is my parcel?").items():
+        trained.setdefault(feature, Counter())[bucket] += count * 500
+    kept = deployed.settings.home / "snapshots" / "features" / f"{SNAPSHOT}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({"rows": 500, "features": trained}))
+    daily = deployed.deployment("retrain/daily")["parameters"]
+    deployed.change("retrain/daily", ingest={**daily["ingest"], "data": str(days)})
+    health = {"drift_seconds": 1, "prompts_min": 5, "rows": {"prompt_drift": DRIFTS}}
+    deployed.change("watch/watch", health=health)
+    turns = [{"role": "user", "content": "请问我的包裹现在到哪里了，什么时候可以送到？"}]
+    body = {"model": deployed.settings.service, "messages": turns, "max_tokens": 4}
+    for _ in range(PROMPTS):
+        url = deployed.settings.gateway_url + CHAT_PATH
+        httpx.post(url, json=body, timeout=60).raise_for_status()
+
+
 def test_drifted_traffic_starts_a_daily_run_when_the_row_says_so(
     deployed: Deployed, tmp_path: Path
 ) -> None:
@@ -145,23 +164,9 @@ def test_drifted_traffic_starts_a_daily_run_when_the_row_says_so(
     The registry does not know version 1, so that the watch cannot settle its release: it heals
     all the same, and its run says what it could not do.
     """
-    trained: dict[str, Counter[str]] = {}
-    for (feature, bucket), count in features("Where is my parcel?").items():
-        trained.setdefault(feature, Counter())[bucket] += count * 500
-    kept = deployed.settings.home / "snapshots" / "features" / f"{SNAPSHOT}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"rows": 500, "features": trained}))
     nothing_new = tmp_path / "days"
     nothing_new.mkdir()
-    daily = deployed.deployment("retrain/daily")["parameters"]
-    deployed.change("retrain/daily", ingest={**daily["ingest"], "data": str(nothing_new)})
-    health = {"drift_seconds": 1, "prompts_min": 5, "rows": {"prompt_drift": DRIFTS}}
-    deployed.change("watch/watch", health=health)
-    turns = [{"role": "user", "content": "请问我的包裹现在到哪里了，什么时候可以送到？"}]
-    body = {"model": deployed.settings.service, "messages": turns, "max_tokens": 4}
-    for _ in range(PROMPTS):
-        url = deployed.settings.gateway_url + CHAT_PATH
-        httpx.post(url, json=body, timeout=60).raise_for_status()
+    let_drift(deployed, nothing_new)
     serin("health", "signal", "odd prompts", environment=deployed.environment, seconds=60)
 
     def started() -> Any:

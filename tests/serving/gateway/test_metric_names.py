@@ -17,6 +17,7 @@ from serving.engines.engine import EngineLoad
 from serving.gpus import Gpus
 from serving.local.metrics import Exits
 from serving.predictor_metrics import PredictorMetrics
+from tasks.remembering import Notes, Remembered
 from tests.serving.test_resource_metrics import FakeNvml
 from validation.alerting import RECORDS, all_rules
 from validation.canary import CanaryConfig
@@ -55,13 +56,15 @@ def predictors() -> str:
 
 
 def exporter(home: Path) -> str:
-    """What the exporter shows of a home with a run and a ledger."""
+    """What the exporter shows of a home with a run, a ledger and a watch that has looked."""
     run = home / "reports" / "day-1"
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps(RESULT))
     (run / "stages.json").write_text('[{"name": "training", "seconds": 1.0, "figures": {}}]')
     settings = Settings.read({"SERIN_HOME": str(home)})
-    Ledger(settings.ledger_url).close()
+    ledger = Ledger(settings.ledger_url)
+    Notes(ledger, settings.namespace, settings.service).keep(Remembered(time_seconds=1.0))
+    ledger.close()
     return generate_latest(make_registry(settings)).decode()
 
 
