@@ -1,11 +1,16 @@
 """A real stack for tests, its isolated environment, and the command line as a child process."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.environment import MEMBER_VARIABLE, stack_environment
+from cli.processes import members
 from core.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,3 +60,21 @@ def serin(*arguments: str, environment: dict[str, str], seconds: float) -> str:
     )
     assert done.returncode == 0, f"serin {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+@contextmanager
+def running(
+    home: Path, environment: dict[str, str], *options: str
+) -> Iterator[tuple[Settings, dict[str, str]]]:
+    """A stack brought up with these options: its settings, and the environment that finds it.
+
+    It is brought down at the end; what is left of it then is killed.
+    """
+    try:
+        serin("up", *options, environment=environment, seconds=UP_SECONDS_MAX)
+        settings = Settings.read(environment)
+        yield settings, {**environment, **stack_environment(settings)}
+    finally:
+        serin("down", environment=environment, seconds=DOWN_SECONDS_MAX)
+        for left in members(MEMBER_VARIABLE, str(home)):
+            os.kill(left.pid, signal.SIGKILL)

@@ -16,8 +16,6 @@ from typing import Any
 
 import httpx
 
-from cli.environment import MEMBER_VARIABLE, stack_environment
-from cli.processes import members
 from cli.stack_file import read_stack
 from core.contracts import CanaryDecision, Candidate, ReleaseState
 from core.manifests import read_manifest, write_manifest
@@ -32,12 +30,7 @@ from serving.safety.active import policy_folder
 from serving.safety.policy import POLICY_NAME, SHIPPED_POLICY, read_policy
 from tests.bundles import scripted_bundle
 from tests.one_machine import until
-from tests.running_stack import (
-    DOWN_SECONDS_MAX,
-    UP_SECONDS_MAX,
-    isolated_environment,
-    serin,
-)
+from tests.running_stack import isolated_environment, running, serin
 
 PROMOTE = CanaryDecision("promote", "the soak says so", canary_requests=1000)
 HOLD = CanaryDecision("continue", "held under load", canary_requests=1000)
@@ -155,8 +148,7 @@ class SoakStack:
         """Predictors that are ready and have traffic; the version before waits beside them."""
         routes = self._control("routes.json")["services"][self.settings.service]
         asked = {arm["revision"] for arm in routes["arms"] if arm["percent"]}
-        listed = self._control("processes.json")["processes"]
-        return {int(i["pid"]) for i in listed if i["ready"] and i["revision"] in asked}
+        return {int(i["pid"]) for i in self._predictors() if i["ready"] and i["revision"] in asked}
 
     def names(self) -> dict[int, str]:
         """Names of processes by pid."""
@@ -164,13 +156,15 @@ class SoakStack:
         named = {identity.pid: name for name, identity in file.living.items()}
         if file.supervisor is not None:
             named[file.supervisor.pid] = "supervisor"
-        listed = self._control("processes.json")["processes"]
-        return named | {int(i["pid"]): f"predictor {i['revision']}" for i in listed}
+        return named | {int(i["pid"]): f"predictor {i['revision']}" for i in self._predictors()}
 
     def ports(self) -> set[int]:
         """Ports that predictors listen on."""
-        listed = self._control("processes.json")["processes"]
-        return {int(i["port"]) for i in listed if i["port"]}
+        return {int(i["port"]) for i in self._predictors() if i["port"]}
+
+    def _predictors(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._control("processes.json")["processes"]
+        return found
 
     def _control(self, name: str) -> Any:
         return json.loads((self.settings.home / "control" / name).read_text())
@@ -185,20 +179,13 @@ def soak_stack(home: Path) -> Iterator[SoakStack]:
     """The stack, without the worker, while version 1 is stable; stopped at the end."""
     environment = isolated_environment(home)
     bundle = scripted_bundle(home / "scripted")
-    try:
-        serin("up", "--no-worker", environment=environment, seconds=UP_SECONDS_MAX)
-        settings = Settings.read(environment)
+    with running(home, environment, "--no-worker") as (settings, bound):
         ledger = Ledger(settings.ledger_url)
         with httpx.Client(trust_env=False, timeout=90) as http:
-            bound = {**environment, **stack_environment(settings)}
             stack = SoakStack(settings, bound, bundle, ledger, http)
             stack.promote(1, 0)
             yield stack
         ledger.close()
-    finally:
-        serin("down", environment=environment, seconds=DOWN_SECONDS_MAX)
-        for left in members(MEMBER_VARIABLE, str(home)):
-            os.kill(left.pid, signal.SIGKILL)
 
 
 def edition(bundle: Path, folder: Path, number: int) -> Path:

@@ -1,9 +1,7 @@
 """Deployments as `serin up` offers them, each run by its worker: backup, drill, watch, retrain."""
 
 import json
-import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,8 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.environment import MEMBER_VARIABLE, stack_environment
-from cli.processes import members
 from core.backup_place import BackupPlace
 from core.contracts import CanaryDecision, Candidate
 from core.settings import Settings
@@ -25,7 +21,7 @@ from rollout.kubernetes_client import KubernetesClient
 from rollout.ledger import Ledger
 from rollout.plan import ReleasePlan
 from tests.one_machine import until
-from tests.running_stack import DOWN_SECONDS_MAX, UP_SECONDS_MAX, isolated_environment, serin
+from tests.running_stack import isolated_environment, running, serin
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SNAPSHOT = "5" * 64
@@ -93,18 +89,11 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator
     home.mkdir()
     (home / "gateway.yaml").write_text(json.dumps({"prompt_share": 1.0}))
     environment = {**isolated_environment(home), "SERIN_BACKUP_URI": place.address}
-    try:
-        serin("up", environment=environment, seconds=UP_SECONDS_MAX)
-        settings = Settings.read(environment)
+    with running(home, environment) as (settings, bound):
         ledger = Ledger(settings.ledger_url)
         promote(settings, ledger, bundle)
-        bound = {**environment, **stack_environment(settings)}
         yield Deployed(settings, bound, ledger, place)
         ledger.close()
-    finally:
-        serin("down", environment=environment, seconds=DOWN_SECONDS_MAX)
-        for left in members(MEMBER_VARIABLE, str(home)):
-            os.kill(left.pid, signal.SIGKILL)
 
 
 def promote(settings: Settings, ledger: Ledger, bundle: Path) -> None:
